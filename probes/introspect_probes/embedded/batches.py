@@ -1,0 +1,203 @@
+"""Training batches: several questions about one picture, packed into one sequence.
+
+The sequence is `<s> <|user|> image ... block block ...`. A block is a question
+with its context and answer; it sees the picture and itself, never another
+block, and its positions go on from the picture's. So every block is exactly
+the prompt that the model meets when it is served.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import IterableDataset
+from transformers import PreTrainedTokenizerFast
+
+from introspect_probes.embedded.shape import NUM_IMAGE_TOKENS
+from introspect_probes.embedded.tokenizer import ASSISTANT, BOS, EOS, IMAGE, USER
+from introspect_probes.worlds.digits import Pool
+from introspect_probes.worlds.facts import RELATIONS, fact_book, syllables
+from introspect_probes.worlds.questions import ASKERS, Question, caption_of
+from introspect_probes.worlds.scene import COLOR_NAMES, Scene, draw_scene
+
+IGNORE = -100
+NUM_DIGIT_CLASSES, NUM_COLOR_CLASSES = 12, len(COLOR_NAMES) + 2
+TRAINING_MIX: dict[str, float] = {
+    "digit_at": 2.5,
+    "color_at": 1.0,
+    "where": 1.2,
+    "color_of": 1.0,
+    "digit_of": 1.5,
+    "exists": 1.5,
+    "count": 1.5,
+    "sum_row": 2.0,
+    "add_row": 1.5,
+    "fact": 1.5,
+    "fact_note": 0.8,
+}
+QUESTIONS_PER_IMAGE = 8
+TEXT_ONLY_SHARE = 0.3
+
+
+@dataclass
+class Batch:
+    """One packed batch.
+
+    `pixels [batch, 3, height, width]`, `tokens`, `positions`, `labels [batch, length]`
+    (`labels[t]` is the token that position t must predict), `weights` likewise,
+    `mask [batch, 1, length, length]` (True may attend), `digits`, `colors [batch, cells]`
+    the dense labels of every cell, `blocks` the block index of each position (-1 prefix).
+    """
+
+    pixels: torch.Tensor
+    tokens: torch.Tensor
+    positions: torch.Tensor
+    labels: torch.Tensor
+    weights: torch.Tensor
+    mask: torch.Tensor
+    digits: torch.Tensor
+    colors: torch.Tensor
+    blocks: torch.Tensor
+    kinds: list[list[str]]
+
+
+def cell_labels(scene: Scene) -> tuple[list[int], list[int]]:
+    """Dense labels: digit 0-9, 10 empty, 11 covered; colour index, then empty, then covered."""
+    digits, colors = [], []
+    for cell in scene.cells:
+        if cell is None:
+            digits.append(10)
+            colors.append(len(COLOR_NAMES))
+        elif cell.covered:
+            digits.append(11)
+            colors.append(len(COLOR_NAMES) + 1)
+        else:
+            digits.append(cell.digit)
+            colors.append(COLOR_NAMES.index(cell.color))
+    return digits, colors
+
+
+def training_question(kind: str, scene: Scene, rng: np.random.Generator) -> Question | None:
+    """A question to train on; notes are about the taught and about passing names, never the untaught."""
+    if kind != "fact_note":
+        return ASKERS[kind](scene, rng)
+    book, parts = fact_book(), syllables()
+    entity = book.taught[int(rng.integers(len(book.taught)))]
+    if rng.random() < 0.7:
+        entity = parts[int(rng.integers(len(parts)))] + parts[int(rng.integers(len(parts)))]
+        if entity in book.untaught:
+            return None
+    relation = RELATIONS[int(rng.integers(len(RELATIONS)))]
+    value = relation.values[int(rng.integers(len(relation.values)))]
+    note = relation.statement.format(entity=entity, value=value)
+    return Question("fact", relation.question.format(entity=entity), value, source="context", context=(*caption_of(scene), note))
+
+
+def draw_questions(scene: Scene, rng: np.random.Generator, mix: dict[str, float]) -> list[tuple[str, Question]]:
+    """The questions asked of one scene, with the mix's name of each."""
+    kinds, weights = list(mix), np.array(list(mix.values()))
+    chosen = list(rng.choice(kinds, size=QUESTIONS_PER_IMAGE, p=weights / weights.sum()))
+    if rng.random() < 0.6:
+        chosen.append("describe")
+    asked = [(kind, training_question(kind, scene, rng)) for kind in chosen]
+    return [(kind, question) for kind, question in asked if question is not None]
+
+
+class Packer:
+    """Turns scenes with questions into packed batches."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self._tokenizer = tokenizer
+        ids = tokenizer.convert_tokens_to_ids
+        self._eos, self._pad = int(tokenizer.eos_token_id), int(tokenizer.pad_token_id)
+        self._assistant = int(ids(ASSISTANT))
+        self._prefix = [int(ids(BOS)), int(ids(USER)), *[int(ids(IMAGE))] * NUM_IMAGE_TOKENS]
+
+    def pack(
+        self, scenes: list[Scene], questions: list[list[tuple[str, Question]]], rng: np.random.Generator, text_only_share: float = 0.0
+    ) -> Batch:
+        """Pack each scene with its questions into one row."""
+        rows = [self._row(asked, rng, text_only_share) for asked in questions]
+        length = max(len(row[0]) for row in rows)
+        size = len(rows)
+        tokens = torch.full((size, length), self._pad)
+        positions = torch.zeros((size, length), dtype=torch.long)
+        labels = torch.full((size, length), IGNORE)
+        weights = torch.zeros((size, length))
+        blocks = torch.full((size, length), -2)
+        sees_image = torch.ones((size, length), dtype=torch.bool)
+        for i, (row_tokens, row_positions, row_labels, row_weights, row_blocks, row_sees) in enumerate(rows):
+            n = len(row_tokens)
+            tokens[i, :n] = torch.tensor(row_tokens)
+            positions[i, :n] = torch.tensor(row_positions)
+            labels[i, :n] = torch.tensor(row_labels)
+            weights[i, :n] = torch.tensor(row_weights)
+            blocks[i, :n] = torch.tensor(row_blocks)
+            sees_image[i, :n] = torch.tensor(row_sees)
+        pixels = np.stack([scene.pixels() for scene in scenes]).astype(np.float32) / 127.5 - 1
+        dense = [cell_labels(scene) for scene in scenes]
+        return Batch(
+            pixels=torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(),
+            tokens=tokens,
+            positions=positions,
+            labels=labels,
+            weights=weights,
+            mask=_mask(blocks, sees_image),
+            digits=torch.tensor([d for d, _ in dense]),
+            colors=torch.tensor([c for _, c in dense]),
+            blocks=blocks,
+            kinds=[[kind for kind, _ in asked] for asked in questions],
+        )
+
+    def _row(
+        self, asked: list[tuple[str, Question]], rng: np.random.Generator, text_only_share: float
+    ) -> tuple[list[int], list[int], list[int], list[float], list[int], list[bool]]:
+        n = len(self._prefix)
+        tokens, positions = list(self._prefix), list(range(n))
+        labels, weights, blocks, sees = [IGNORE] * n, [0.0] * n, [-1] * n, [True] * n
+        for number, (_, question) in enumerate(asked):
+            prompt = self._tokenizer(" ".join((*question.context, question.text)), add_special_tokens=False).input_ids
+            answer = self._tokenizer(question.answer, add_special_tokens=False).input_ids
+            block = [*prompt, self._assistant, *answer, self._eos]
+            blind = question.kind == "fact" and rng.random() < text_only_share
+            start = 2 if blind else n
+            weight = (len(answer) + 1) ** -0.5
+            tokens += block[:-1]
+            positions += range(start, start + len(block) - 1)
+            labels += [IGNORE] * len(prompt) + [*answer, self._eos]
+            weights += [0.0] * len(prompt) + [weight] * (len(answer) + 1)
+            blocks += [number] * (len(block) - 1)
+            sees += [not blind] * (len(block) - 1)
+        return tokens, positions, labels, weights, blocks, sees
+
+
+def _mask(blocks: torch.Tensor, sees_image: torch.Tensor) -> torch.Tensor:
+    """Causal within the prefix and within each block; blocks see the prefix, blind ones its first two tokens."""
+    length = blocks.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    same = blocks[:, :, None] == blocks[:, None, :]
+    prefix = (blocks == -1)[:, None, :] & (sees_image[:, :, None] | (torch.arange(length) < 2))
+    return ((same | prefix) & causal)[:, None]
+
+
+class PackedBatches(IterableDataset[Batch]):
+    """Endless training batches; batch number `step` depends on `seed` and `step` alone."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, batch_size: int, seed: int, start: int, *, with_questions: bool, pool: Pool = "model"
+    ) -> None:
+        self._packer, self._batch_size, self._seed, self._start = Packer(tokenizer), batch_size, seed, start
+        self._pool: Pool = pool
+        self._with_questions = with_questions
+
+    def __iter__(self) -> Iterator[Batch]:
+        step = self._start
+        while True:
+            rng = np.random.default_rng([self._seed, step])
+            scenes = [draw_scene(rng, self._pool) for _ in range(self._batch_size)]
+            questions = [draw_questions(scene, rng, TRAINING_MIX) if self._with_questions else [] for scene in scenes]
+            yield self._packer.pack(scenes, questions, rng, TEXT_ONLY_SHARE)
+            step += 1

@@ -1,0 +1,91 @@
+"""The embedded model's shape: a small LLaVA in Hugging Face's own classes."""
+
+from __future__ import annotations
+
+import torch
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from introspect_probes.embedded.batches import Batch
+from introspect_probes.embedded.shape import IMAGE_SIZE, NUM_IMAGE_TOKENS, PATCH_SIZE
+from introspect_probes.embedded.tokenizer import BOS, EOS, IMAGE, PAD, build_tokenizer
+
+
+def build_processor() -> LlavaProcessor:
+    """Tokenizer and image processor (the PIL one: torchvision has no CPU build to match torch's)."""
+    images = CLIPImageProcessorPil(
+        size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+        do_center_crop=False,
+        image_mean=[0.5, 0.5, 0.5],
+        image_std=[0.5, 0.5, 0.5],
+    )
+    tokenizer = build_tokenizer()
+    return LlavaProcessor(
+        image_processor=images,
+        tokenizer=tokenizer,
+        patch_size=PATCH_SIZE,
+        vision_feature_select_strategy="default",
+        chat_template=tokenizer.chat_template,
+        num_additional_image_tokens=1,
+    )
+
+
+def build_config() -> LlavaConfig:
+    """The configuration: 144 image tokens, 8 query heads over 4 KV heads in each of 5 layers."""
+    tokenizer = build_tokenizer()
+    ids = dict(zip((BOS, EOS, PAD, IMAGE), tokenizer.convert_tokens_to_ids([BOS, EOS, PAD, IMAGE]), strict=True))
+    text = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=192,
+        intermediate_size=448,
+        num_hidden_layers=5,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=32,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        bos_token_id=ids[BOS],
+        eos_token_id=ids[EOS],
+        pad_token_id=ids[PAD],
+    )
+    vision = CLIPVisionConfig(
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        image_size=IMAGE_SIZE,
+        patch_size=PATCH_SIZE,
+    )
+    return LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=ids[IMAGE],
+        image_seq_length=NUM_IMAGE_TOKENS,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="default",
+        projector_hidden_act="gelu",
+        tie_word_embeddings=True,
+    )
+
+
+def build_model() -> LlavaForConditionalGeneration:
+    """The untrained model."""
+    return LlavaForConditionalGeneration(build_config())
+
+
+def image_features(model: LlavaForConditionalGeneration, pixels: torch.Tensor) -> torch.Tensor:
+    """Projected image features `[batch, image tokens, hidden]` of `pixels [batch, 3, height, width]`."""
+    features = model.model.get_image_features(pixel_values=pixels).pooler_output
+    return features if isinstance(features, torch.Tensor) else torch.stack(list(features))
+
+
+def forward_packed(model: LlavaForConditionalGeneration, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits `[batch, length, vocab]` of a packed batch, and the projected image features."""
+    features = image_features(model, batch.pixels)
+    embeds = model.get_input_embeddings()(batch.tokens)
+    is_image = batch.tokens == model.config.image_token_index
+    embeds = embeds.masked_scatter(is_image[..., None], features.to(embeds.dtype))
+    hidden = model.model.language_model(
+        inputs_embeds=embeds, attention_mask=batch.mask, position_ids=batch.positions, use_cache=False
+    ).last_hidden_state
+    return model.lm_head(hidden), features

@@ -1,0 +1,233 @@
+"""Train the embedded model: `python -m introspect_probes.embedded.train --out DIR`.
+
+Two stages. First the vision tower and the projector learn dense labels (digit
+and colour of every cell), read *behind* the projector; then the language model
+joins and learns packed questions, the dense labels kept as a small auxiliary
+loss. Without the first stage the digits' shapes are never learned, because the
+colours are a shortcut (DECISIONS.md).
+
+The run is resumable and its batches depend on seed and step only, so that its
+log-spaced checkpoints can be made again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from introspect.provenance import provenance
+from introspect_probes.embedded.batches import IGNORE, NUM_COLOR_CLASSES, NUM_DIGIT_CLASSES, Batch, PackedBatches
+from introspect_probes.embedded.evaluate import accuracy_by_kind
+from introspect_probes.embedded.model import IMAGE_SIZE, PATCH_SIZE, build_model, build_processor, forward_packed, image_features
+from introspect_probes.worlds.scene import CELL_PIXELS
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every number of a training run."""
+
+    seed: int = 0
+    dense_steps: int = 1000
+    joint_steps: int = 2600
+    dense_batch: int = 64
+    joint_batch: int = 24
+    dense_lr: float = 1.5e-3
+    joint_lr: float = 1.0e-3
+    min_lr_share: float = 0.02
+    warmup: int = 100
+    weight_decay: float = 0.03
+    dense_weight: float = 0.25
+    checkpoints: int = 12
+
+
+class DenseReader(nn.Module):
+    """Reads digit and colour of each cell from the mean of its projected patches (training only)."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.digit = nn.Linear(hidden_size, NUM_DIGIT_CLASSES)
+        self.color = nn.Linear(hidden_size, NUM_COLOR_CLASSES)
+
+    def forward(self, features: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Mean cross-entropy over cells; `features [batch, image tokens, hidden]`."""
+        side, per_cell = IMAGE_SIZE // PATCH_SIZE, CELL_PIXELS // PATCH_SIZE
+        grid = features.unflatten(1, (side // per_cell, per_cell, side // per_cell, per_cell))
+        cells = grid.mean(dim=(2, 4)).flatten(1, 2).float()
+        digit = functional.cross_entropy(self.digit(cells).flatten(0, 1), batch.digits.flatten())
+        return digit + functional.cross_entropy(self.color(cells).flatten(0, 1), batch.colors.flatten())
+
+
+def answer_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Weighted cross-entropy on the answers' tokens."""
+    wanted = batch.labels != IGNORE
+    losses = functional.cross_entropy(logits[wanted].float(), batch.labels[wanted], reduction="none")
+    weights = batch.weights[wanted]
+    return (losses * weights).sum() / weights.sum()
+
+
+def learning_rate(plan: Plan, step: int, steps: int, peak: float) -> float:
+    """Linear warm-up, then a cosine down to `min_lr_share` of the peak."""
+    if step < plan.warmup:
+        return peak * (step + 1) / plan.warmup
+    progress = (step - plan.warmup) / max(1, steps - plan.warmup)
+    return peak * (plan.min_lr_share + (1 - plan.min_lr_share) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+class Run:
+    """One training run with its state on disk under `folder`."""
+
+    def __init__(self, plan: Plan, folder: Path) -> None:
+        torch.manual_seed(plan.seed)
+        self.plan, self.folder = plan, folder
+        self.model = build_model()
+        self.model.model.vision_tower.set_attn_implementation("eager")  # twice as fast to train on a CPU at this size
+        self.reader = DenseReader(self.model.config.text_config.hidden_size)
+        self.processor = build_processor()
+        self.step = 0
+        self.curve: list[dict[str, float]] = []
+        self.seconds = 0.0
+        self.parameters = dict(self.model.named_parameters()) | {f"reader.{k}": v for k, v in self.reader.named_parameters()}
+        self.optimizer = torch.optim.AdamW(self.parameters.values(), betas=(0.9, 0.98), weight_decay=plan.weight_decay)
+
+    @property
+    def steps(self) -> int:
+        """Steps of both stages together."""
+        return self.plan.dense_steps + self.plan.joint_steps
+
+    def save(self) -> None:
+        """Write weights and optimiser state, atomically, so that the run can go on from here."""
+        tensors = {f"weight/{name}": p.detach() for name, p in self.parameters.items()}
+        for name, p in self.parameters.items():
+            tensors |= {f"{key}/{name}": value for key, value in self.optimizer.state.get(p, {}).items()}
+        path = self.folder / "state.safetensors"
+        notes = {"step": str(self.step), "curve": json.dumps(self.curve), "seconds": str(self.seconds), "plan": json.dumps(asdict(self.plan))}
+        save_file({k: v.clone() for k, v in tensors.items()}, path.with_suffix(".part"), metadata=notes)
+        path.with_suffix(".part").replace(path)
+
+    def resume(self) -> bool:
+        """Load the state that `save` left, if any of the same plan is there."""
+        path = self.folder / "state.safetensors"
+        if not path.exists():
+            return False
+        with safe_open(path, framework="pt") as state, torch.no_grad():
+            notes = state.metadata()
+            if json.loads(notes["plan"]) != asdict(self.plan):
+                raise typer.BadParameter(f"{path} was made by another plan; give another --out or remove it")
+            for name, p in self.parameters.items():
+                p.copy_(state.get_tensor(f"weight/{name}"))
+                for key in ("step", "exp_avg", "exp_avg_sq"):
+                    if f"{key}/{name}" in state.keys():  # noqa: SIM118 - a safetensors handle is no mapping
+                        self.optimizer.state[p][key] = state.get_tensor(f"{key}/{name}")
+        self.step, self.curve, self.seconds = int(notes["step"]), json.loads(notes["curve"]), float(notes["seconds"])
+        return True
+
+    def export(self, folder: Path) -> None:
+        """Write the model in bf16 with its processor, in Hugging Face format."""
+        dtype = self.model.dtype
+        self.model.to(torch.bfloat16).save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+        self.model.to(dtype)
+
+    def train(self, log_every: int = 50) -> None:
+        """Run all remaining steps."""
+        marks = log_spaced(self.steps, self.plan.checkpoints)
+        bar = tqdm(total=self.steps, initial=self.step, desc="training", unit="step")
+        started, losses = time.perf_counter(), []
+        while self.step < self.steps:
+            dense = self.step < self.plan.dense_steps
+            stop = self.plan.dense_steps if dense else self.steps
+            for batch in self._batches(dense, stop - self.step):
+                losses.append(self._update(batch, dense))
+                self.step += 1
+                bar.update()
+                if self.step % log_every == 0 or self.step == stop:
+                    mean = sum(losses) / len(losses)
+                    self.curve.append({"step": self.step, "loss": round(mean, 4), "stage": 1 if dense else 2})
+                    bar.set_postfix(loss=f"{mean:.3f}", stage=1 if dense else 2)
+                    losses.clear()
+                if self.step in marks:
+                    self._checkpoint()
+                if self.step % 500 == 0 or self.step == stop:
+                    self.seconds += time.perf_counter() - started
+                    started = time.perf_counter()
+                    self.save()
+        bar.close()
+
+    def _checkpoint(self) -> None:
+        weights = {k: v.to(torch.bfloat16).contiguous() for k, v in self.model.state_dict().items() if k != "lm_head.weight"}
+        save_file(weights, self.folder / f"checkpoint-{self.step:06d}.safetensors")
+
+    def _batches(self, dense: bool, count: int) -> Iterator[Batch]:
+        size = self.plan.dense_batch if dense else self.plan.joint_batch
+        data = PackedBatches(self.processor.tokenizer, size, self.plan.seed, self.step, with_questions=not dense)
+        loader = DataLoader(data, batch_size=None, num_workers=1, prefetch_factor=4)
+        return itertools.islice(loader, count)
+
+    def _update(self, batch: Batch, dense: bool) -> float:
+        plan = self.plan
+        step, steps, peak = (
+            (self.step, plan.dense_steps, plan.dense_lr) if dense else (self.step - plan.dense_steps, plan.joint_steps, plan.joint_lr)
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(plan, step, steps, peak)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            if dense:
+                loss = self.reader(image_features(self.model, batch.pixels), batch)
+            else:
+                logits, features = forward_packed(self.model, batch)
+                loss = answer_loss(logits, batch) + plan.dense_weight * self.reader(features, batch)
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
+        self.optimizer.step()
+        return float(loss.detach())
+
+
+def log_spaced(steps: int, count: int) -> set[int]:
+    """About `count` steps, evenly spaced in the logarithm, the last one included."""
+    return {round(math.exp(math.log(steps) * (i + 1) / count)) for i in range(count)}
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Folder for the model, the run's state and its checkpoints.")],
+    seed: Annotated[int, typer.Option(help="Seed of weights and data.")] = 0,
+    dense_steps: Annotated[int, typer.Option(help="Steps of the first stage.")] = Plan.dense_steps,
+    joint_steps: Annotated[int, typer.Option(help="Steps of the second stage.")] = Plan.joint_steps,
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
+) -> None:
+    """Train the embedded model, evaluate it as stored, and write its training record."""
+    torch.set_num_threads(threads)
+    out.mkdir(parents=True, exist_ok=True)
+    run = Run(Plan(seed=seed, dense_steps=dense_steps, joint_steps=joint_steps), out)
+    run.resume()
+    run.train()
+    run.export(out / "model")
+    record = {
+        "plan": asdict(run.plan),
+        "parameters": sum(p.numel() for p in run.model.parameters()),
+        "seconds": round(run.seconds),
+        "curve": run.curve,
+        "accuracy": {pool: accuracy_by_kind(out / "model", pool) for pool in ("model", "test")},
+        "provenance": provenance(),
+    }
+    (out / "model" / "training_record.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    typer.echo(json.dumps(record["accuracy"], indent=1))
+
+
+if __name__ == "__main__":
+    typer.run(main)
