@@ -124,12 +124,14 @@ def _attribute(scene: Scene, rng: np.random.Generator, asked: str) -> Question |
     keys = [(str(c.digit) if asked == "color" else c.color) for _, c in scene.visible()]
     options = [str(d) for d in range(10)] if asked == "color" else list(COLOR_NAMES)
     counts = Counter(keys)
-    key = _pick(rng, [o for o in options if counts[o] == 0] if rng.random() < 0.15 else [o for o in options if counts[o] == 1] or options)
+    wanted = 0 if rng.random() < 0.15 else 1
+    keys_wanted = [o for o in options if counts[o] == wanted]
+    if not keys_wanted:
+        return None
+    key = _pick(rng, keys_wanted)
     text = f"what color is the {key} ?" if asked == "color" else f"what digit is {key} ?"
     if counts[key] == 0:
         return Question(kind, text, NONE, context=caption_of(scene), evidence=tuple(range(len(scene.cells))))
-    if counts[key] > 1:
-        return None
     index, cell = scene.visible()[keys.index(key)]
     answer = cell.color if asked == "color" else str(cell.digit)
     return Question(
