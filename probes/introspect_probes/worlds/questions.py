@@ -80,9 +80,7 @@ def _cell_question(scene: Scene, rng: np.random.Generator, what: str) -> Questio
         return Question(kind, text, NONE, context=caption_of(scene), evidence=(index,))
     truth = str(cell.digit) if what == "digit" else cell.color
     if not cell.covered:
-        return Question(
-            kind, text, truth, context=caption_of(scene), evidence=(index,), group=_group(cell), prior=prior_of(scene, cell)
-        )
+        return Question(kind, text, truth, context=caption_of(scene), evidence=(index,), group=_group(cell), prior=prior_of(scene, cell))
     if rng.random() < 0.4:
         return Question(kind, text, HIDDEN, context=caption_of(scene), evidence=(index,))
     note = f"the {what} at row {row} column {column} is {truth} ."
@@ -134,9 +132,7 @@ def _attribute(scene: Scene, rng: np.random.Generator, asked: str) -> Question |
         return Question(kind, text, NONE, context=caption_of(scene), evidence=tuple(range(len(scene.cells))))
     index, cell = scene.visible()[keys.index(key)]
     answer = cell.color if asked == "color" else str(cell.digit)
-    return Question(
-        kind, text, answer, context=caption_of(scene), evidence=(index,), group=_group(cell), prior=prior_of(scene, cell)
-    )
+    return Question(kind, text, answer, context=caption_of(scene), evidence=(index,), group=_group(cell), prior=prior_of(scene, cell))
 
 
 def _color_of(scene: Scene, rng: np.random.Generator) -> Question | None:
@@ -181,14 +177,14 @@ def _count(scene: Scene, rng: np.random.Generator) -> Question | None:
 
 
 def _row(scene: Scene, rng: np.random.Generator) -> tuple[int, list[int], list[int]] | None:
-    """A row without a cover: its number, its filled cells, their digits."""
+    """A row without a cover: its number, its filled cells (all of them where none is filled), their digits."""
     row = int(rng.integers(1, scene.rows + 1))
     indices = [(row - 1) * scene.columns + c for c in range(scene.columns)]
     cells = [(i, scene.cells[i]) for i in indices]
     if any(c is not None and c.covered for _, c in cells):
         return None
     filled = [(i, c.digit) for i, c in cells if c is not None]
-    return row, [i for i, _ in filled], [d for _, d in filled]
+    return row, [i for i, _ in filled] or indices, [d for _, d in filled]
 
 
 def _sum_row(scene: Scene, rng: np.random.Generator) -> Question | None:
@@ -196,14 +192,12 @@ def _sum_row(scene: Scene, rng: np.random.Generator) -> Question | None:
     if drawn is None:
         return None
     row, evidence, digits = drawn
-    return Question(
-        "sum_row", f"what is the sum of row {row} ?", str(sum(digits)), context=caption_of(scene), evidence=tuple(evidence)
-    )
+    return Question("sum_row", f"what is the sum of row {row} ?", str(sum(digits)), context=caption_of(scene), evidence=tuple(evidence))
 
 
 def _add_row(scene: Scene, rng: np.random.Generator) -> Question | None:
     drawn = _row(scene, rng)
-    if drawn is None or not drawn[1]:
+    if drawn is None or not drawn[2]:
         return None
     row, evidence, digits = drawn
     answer = " plus ".join(map(str, digits)) + f" is {sum(digits)}"
