@@ -18,10 +18,9 @@ from transformers import PreTrainedTokenizerFast
 
 from introspect_probes.embedded.shape import NUM_IMAGE_TOKENS
 from introspect_probes.embedded.tokenizer import ASSISTANT, BOS, EOS, IMAGE, USER
-from introspect_probes.worlds.digits import Pool
 from introspect_probes.worlds.facts import RELATIONS, fact_book, syllables
 from introspect_probes.worlds.questions import ASKERS, Question, caption_of
-from introspect_probes.worlds.scene import COLOR_NAMES, Scene, draw_scene
+from introspect_probes.worlds.scene import COLOR_NAMES, Scene, SceneStyle, draw_scene
 
 IGNORE = -100
 NUM_DIGIT_CLASSES, NUM_COLOR_CLASSES = 12, len(COLOR_NAMES) + 2
@@ -187,17 +186,16 @@ class PackedBatches(IterableDataset[Batch]):
     """Endless training batches; batch number `step` depends on `seed` and `step` alone."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerFast, batch_size: int, seed: int, start: int, *, with_questions: bool, pool: Pool = "model"
+        self, tokenizer: PreTrainedTokenizerFast, batch_size: int, seed: int, start: int, *, with_questions: bool, style: SceneStyle
     ) -> None:
         self._packer, self._batch_size, self._seed, self._start = Packer(tokenizer), batch_size, seed, start
-        self._pool: Pool = pool
-        self._with_questions = with_questions
+        self._with_questions, self._style = with_questions, style
 
     def __iter__(self) -> Iterator[Batch]:
         step = self._start
         while True:
             rng = np.random.default_rng([self._seed, step])
-            scenes = [draw_scene(rng, self._pool) for _ in range(self._batch_size)]
+            scenes = [draw_scene(rng, "model", self._style) for _ in range(self._batch_size)]
             questions = [draw_questions(scene, rng, TRAINING_MIX) if self._with_questions else [] for scene in scenes]
             yield self._packer.pack(scenes, questions, rng, TEXT_ONLY_SHARE)
             step += 1

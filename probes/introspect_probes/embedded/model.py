@@ -69,8 +69,20 @@ def build_config() -> LlavaConfig:
 
 
 def build_model() -> LlavaForConditionalGeneration:
-    """The untrained model."""
-    return LlavaForConditionalGeneration(build_config())
+    """The untrained model; its patch positions begin as sines and cosines of row and column."""
+    model = LlavaForConditionalGeneration(build_config())
+    positions = model.model.vision_tower.embeddings.position_embedding.weight
+    with torch.no_grad():
+        positions[1:].copy_(_grid_positions(IMAGE_SIZE // PATCH_SIZE, positions.shape[1]))
+    return model
+
+
+def _grid_positions(side: int, size: int) -> torch.Tensor:
+    """`[side * side, size]`: half the features tell the row, half the column."""
+    frequencies = 50.0 ** -(torch.arange(size // 4) / (size // 4))
+    rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    angles = [axis.flatten()[:, None] * frequencies for axis in (rows, columns)]
+    return 0.3 * torch.cat([f(a) for a in angles for f in (torch.sin, torch.cos)], dim=1)
 
 
 def image_features(model: LlavaForConditionalGeneration, pixels: torch.Tensor) -> torch.Tensor:

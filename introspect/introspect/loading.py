@@ -1,0 +1,172 @@
+"""Load a multimodal LLM from a folder or a hub id, ready to be measured."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+from introspect import attention
+from introspect.errors import ModelLoadError
+
+EMBEDDED = "embedded"
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+_FILES = (*_WEIGHTS, "*.json", "*.jinja", "*.model", "*.txt")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model whose language model's attention is ours.
+
+    Attributes:
+        name: what it was asked for by.
+        model: the transformers model, in eval mode.
+        processor: its processor.
+        tokenizer: the processor's tokenizer.
+        fingerprint: SHA-256 over config, weight files and chat template, hex.
+        image_token_id: the placeholder of one image token.
+        num_layers: layers of the language model.
+        num_heads: query heads in each layer.
+        num_kv_heads: KV heads in each layer.
+        max_context: longest sequence, in tokens.
+        eos_ids: tokens that end an answer.
+    """
+
+    name: str
+    model: Any
+    processor: Any
+    tokenizer: Any
+    fingerprint: str
+    image_token_id: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    max_context: int
+    eos_ids: frozenset[int]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        device: torch.device = self.model.device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
+        dtype: torch.dtype = self.model.dtype
+        return dtype
+
+
+def embedded_folder() -> Path:
+    """Where the embedded model's files are."""
+    return Path(str(files("introspect") / "embedded"))
+
+
+def load_model(name_or_path: str = EMBEDDED, *, device: str = "cpu", dtype: torch.dtype | None = None) -> LoadedModel:
+    """Load a model.
+
+    Args:
+        name_or_path: `"embedded"`, a local folder, or a hub id (only safetensors weights are read).
+        device: torch device.
+        dtype: what to compute in; by default fp32 on a CPU and the stored dtype elsewhere.
+
+    Raises:
+        ModelLoadError: there is no such model, or its attention cannot be measured.
+    """
+    attention.install()
+    folder = _folder_of(name_or_path)
+    compute = dtype or (torch.float32 if device == "cpu" else "auto")
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        _refuse_unsupported(config)
+        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=compute, use_safetensors=True).to(device).eval()
+        processor = AutoProcessor.from_pretrained(folder)
+    except (OSError, ValueError, ImportError, KeyError) as problem:
+        raise ModelLoadError(f"cannot load {name_or_path!r} as an image-text-to-text model: {problem}") from problem
+    return prepare(name_or_path, model, processor, fingerprint_of(folder))
+
+
+def prepare(name: str, model: Any, processor: Any, fingerprint: str) -> LoadedModel:
+    """Make an already built model measurable: its language model's attention becomes ours.
+
+    Raises:
+        ModelLoadError: its attention cannot be measured.
+    """
+    attention.install()
+    _refuse_unsupported(model.config)
+    model.set_attn_implementation({"text_config": attention.NAME})
+    text = model.config.get_text_config()
+    tokenizer = getattr(processor, "tokenizer", processor)
+    ends = model.generation_config.eos_token_id if model.generation_config is not None else None
+    ends = ends if ends is not None else getattr(tokenizer, "eos_token_id", None)
+    eos_ids = frozenset() if ends is None else frozenset(ends) if isinstance(ends, (list, tuple)) else frozenset({int(ends)})
+    return LoadedModel(
+        name=name,
+        model=model,
+        processor=processor,
+        tokenizer=tokenizer,
+        fingerprint=fingerprint,
+        image_token_id=int(image_token_of(model.config)),
+        num_layers=text.num_hidden_layers,
+        num_heads=text.num_attention_heads,
+        num_kv_heads=getattr(text, "num_key_value_heads", None) or text.num_attention_heads,
+        max_context=int(text.max_position_embeddings),
+        eos_ids=eos_ids,
+    )
+
+
+def image_token_of(config: Any) -> int:
+    """The id of the image placeholder.
+
+    Raises:
+        ModelLoadError: the configuration names none.
+    """
+    for name in ("image_token_id", "image_token_index"):
+        if getattr(config, name, None) is not None:
+            return int(getattr(config, name))
+    raise ModelLoadError(f"{config.model_type}: the configuration names no image token")
+
+
+def fingerprint_of(folder: Path) -> str:
+    """SHA-256 over a model folder's config, weight files and chat template, hex."""
+    digest = hashlib.sha256()
+    weights = sorted({path for pattern in _WEIGHTS for path in folder.glob(pattern)})
+    for path in [folder / "config.json", *weights, folder / "chat_template.jinja", folder / "chat_template.json"]:
+        if path.exists():
+            digest.update(path.name.encode() + b"\0")
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _folder_of(name_or_path: str) -> Path:
+    if name_or_path == EMBEDDED:
+        return embedded_folder()
+    folder = Path(name_or_path).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists() or name_or_path.startswith((".", "/", "~")):
+        raise ModelLoadError(f"{name_or_path!r} is not a folder with a model")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name_or_path, allow_patterns=list(_FILES)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as problem:
+        raise ModelLoadError(f"{name_or_path!r} is neither a folder here nor a model that the hub gave: {problem}") from problem
+
+
+def _refuse_unsupported(config: Any) -> None:
+    text = config.get_text_config()
+    kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
+    if kinds != {"full_attention"}:
+        raise ModelLoadError(f"{config.model_type}: only layers of full attention can be measured so far, this model has {sorted(kinds)}")
+    if getattr(text, "sliding_window", None) and getattr(text, "use_sliding_window", True):
+        raise ModelLoadError(f"{config.model_type}: sliding-window attention cannot be measured so far")
+    if hasattr(text, "cross_attention_layers"):
+        raise ModelLoadError(f"{config.model_type}: images in cross-attention layers cannot be measured")

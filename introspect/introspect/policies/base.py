@@ -1,0 +1,65 @@
+"""What a policy gets and gives."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+Selection = list[list[torch.Tensor]]
+"""`selection[layer][kv_head]`: ascending indices (int64) of the prefilled entries to keep."""
+
+
+@dataclass(frozen=True)
+class Prefilled:
+    """One prefilled sequence: all prompt tokens but the last.
+
+    Attributes:
+        tokens: prefilled tokens.
+        num_layers: layers.
+        num_kv_heads: KV heads in each.
+        window: how many of the last queries the scores below rest on.
+        scores: per layer `[kv_heads, tokens]`, attention that the window's queries give each entry:
+            summed over the window's queries, averaged over the query group. Column sums, not pooled.
+        seed: of the request's budget, for policies that draw.
+    """
+
+    tokens: int
+    num_layers: int
+    num_kv_heads: int
+    window: int
+    scores: list[torch.Tensor]
+    seed: int
+
+
+class Policy(ABC):
+    """Turns a budget into kept entries.
+
+    Attributes:
+        name: what a budget calls it.
+        needs_budget: whether it can be used only with a budget.
+    """
+
+    name: ClassVar[str]
+    needs_budget: ClassVar[bool] = True
+
+    @abstractmethod
+    def select(self, prefilled: Prefilled, keep: int) -> Selection:
+        """Choose `keep` entries per KV head on average, of `prefilled.tokens` (`1 <= keep <= tokens`)."""
+
+
+def with_protected(order: torch.Tensor, protected: torch.Tensor, keep: int) -> torch.Tensor:
+    """The protected indices and then the best of `order`, `keep` in all, ascending.
+
+    Args:
+        order: `[tokens]`, entries from best to worst.
+        protected: `bool [tokens]`, entries kept first, the last ones before the first ones where they are too many.
+        keep: how many in all.
+    """
+    must = protected.nonzero().flatten()
+    if len(must) >= keep:
+        return torch.sort(must[len(must) - keep :]).values
+    rest = order[~protected[order]]
+    return torch.sort(torch.cat([must, rest[: keep - len(must)]])).values

@@ -1,0 +1,197 @@
+"""From a request to model inputs, with the origin of every prompt token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from introspect.errors import RequestError
+from introspect.loading import LoadedModel
+from introspect.types import ImagePart, Message, Request, TextPart
+from introspect_kernels import Segment
+
+_PER_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """A prompt as the model takes it.
+
+    Attributes:
+        request: what was asked.
+        token_ids: `int64 [prompt]`, image placeholders expanded.
+        segments: `uint8 [prompt]`.
+        positions: `int64 [1 or 3, prompt]`, rotary positions (three axes for M-RoPE).
+        next_position: rotary position of the first generated token, equal on all axes.
+        pixels: the vision inputs, by the names the model takes them under.
+        image_grids: rows and columns of each picture's tokens, where they form one grid.
+    """
+
+    request: Request
+    token_ids: torch.Tensor
+    segments: NDArray[np.uint8]
+    positions: torch.Tensor
+    next_position: int
+    pixels: dict[str, torch.Tensor]
+    image_grids: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def length(self) -> int:
+        """Prompt tokens."""
+        return int(self.token_ids.shape[0])
+
+
+def encode(loaded: LoadedModel, request: Request) -> EncodedPrompt:
+    """Render, tokenize and map one request.
+
+    Raises:
+        RequestError: no question, a picture the model cannot take, or a prompt and answer longer than the context.
+    """
+    images = [part.image for message in request.messages for part in message.parts if isinstance(part, ImagePart)]
+    rendered = render(loaded, request.messages)
+    bos = getattr(loaded.tokenizer, "bos_token", None)
+    options: dict[str, Any] = {"add_special_tokens": not (bos and rendered.startswith(bos)), "return_tensors": "pt"}
+    try:
+        inputs = dict(loaded.processor(text=[rendered], images=images or None, **options))
+    except (ValueError, TypeError) as problem:
+        raise RequestError(f"the model's processor cannot take this prompt: {problem}") from problem
+    token_ids = inputs["input_ids"][0]
+    plain = loaded.tokenizer(rendered, return_offsets_mapping=True, add_special_tokens=options["add_special_tokens"])
+    origins = character_segments(rendered, request.messages)
+    segments = token_segments(loaded, token_ids.tolist(), plain.input_ids, plain.offset_mapping, origins)
+    return encoded_from_inputs(loaded, request, inputs, segments)
+
+
+def encoded_from_inputs(
+    loaded: LoadedModel, request: Request, inputs: dict[str, torch.Tensor], segments: NDArray[np.uint8]
+) -> EncodedPrompt:
+    """An encoded prompt from a processor's output for one request and the origin of each token.
+
+    Raises:
+        RequestError: prompt and answer are longer than the context.
+    """
+    token_ids = inputs["input_ids"][0]
+    length = int(token_ids.shape[0])
+    if length < 2:
+        raise RequestError(f"a prompt needs at least two tokens, got {length}")
+    if length + request.sampling.max_tokens > loaded.max_context:
+        raise RequestError(
+            f"prompt of {length} tokens and answer of up to {request.sampling.max_tokens} exceed the context of {loaded.max_context}; "
+            "shorten the prompt or lower max_tokens"
+        )
+    positions, following = rotary_positions(loaded, inputs)
+    pixels = {name: value for name, value in inputs.items() if name not in _PER_TOKEN}
+    return EncodedPrompt(request, token_ids, segments, positions, following, pixels, image_grids(loaded, token_ids, pixels))
+
+
+def render(loaded: LoadedModel, messages: tuple[Message, ...]) -> str:
+    """The conversation as the model's chat template writes it.
+
+    Raises:
+        RequestError: the last message is not a user's with some text.
+    """
+    if not messages or messages[-1].role != "user" or not any(isinstance(p, TextPart) and p.text.strip() for p in messages[-1].parts):
+        raise RequestError("the last message must be the user's and hold some text")
+    chat = [
+        {
+            "role": message.role,
+            "content": [{"type": "image"} if isinstance(part, ImagePart) else {"type": "text", "text": part.text} for part in message.parts],
+        }
+        for message in messages
+    ]
+    template = loaded.processor if getattr(loaded.processor, "chat_template", None) else loaded.tokenizer
+    rendered: str = template.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    return rendered
+
+
+def character_segments(rendered: str, messages: tuple[Message, ...]) -> NDArray[np.uint8]:
+    """The origin of every character of the rendered prompt: template, context or question.
+
+    Passages are found from the end backwards, because the template may trim them but keeps their order.
+    """
+    origins = np.full(len(rendered), int(Segment.TEMPLATE), dtype=np.uint8)
+    end = len(rendered)
+    for number, message in reversed(list(enumerate(messages))):
+        for part in reversed(message.parts):
+            if not isinstance(part, TextPart) or not part.text.strip():
+                continue
+            start = rendered.rfind(part.text.strip(), 0, end)
+            if start < 0:
+                raise RequestError("the chat template changes a passage's text, so it cannot be traced to its tokens")
+            stop = start + len(part.text.strip())
+            if part.is_context:
+                origins[start:stop] = Segment.CONTEXT
+            elif number == len(messages) - 1 and message.role == "user":
+                origins[start:stop] = Segment.QUESTION
+            end = start
+    return origins
+
+
+def token_segments(
+    loaded: LoadedModel,
+    expanded: list[int],
+    plain: list[int],
+    offsets: list[tuple[int, int]],
+    origins: NDArray[np.uint8],
+) -> NDArray[np.uint8]:
+    """The segment of every prompt token.
+
+    `plain` are the rendered prompt's tokens with one placeholder a picture and
+    `expanded` those the model gets, one placeholder an image token; both are
+    walked together.
+
+    Raises:
+        RequestError: the two do not match, so that origins cannot be told.
+    """
+    image = loaded.image_token_id
+    segments = np.full(len(expanded), int(Segment.TEMPLATE), dtype=np.uint8)
+    cursor = 0
+    for token, (start, stop) in zip(plain, offsets, strict=True):
+        while cursor < len(expanded) and expanded[cursor] == image:
+            segments[cursor] = Segment.IMAGE
+            cursor += 1
+        if token == image:
+            continue
+        if cursor >= len(expanded) or expanded[cursor] != token:
+            raise RequestError("the processor rewrites the prompt's text, so its tokens cannot be traced")
+        if stop > start:
+            segments[cursor] = origins[stop - 1]
+        cursor += 1
+    while cursor < len(expanded) and expanded[cursor] == image:
+        segments[cursor] = Segment.IMAGE
+        cursor += 1
+    if cursor != len(expanded):
+        raise RequestError("the processor adds text to the prompt, so its tokens cannot be traced")
+    segments[0] = Segment.SINK
+    return segments
+
+
+def rotary_positions(loaded: LoadedModel, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
+    """Rotary positions `[axes, prompt]` and the position of the first generated token."""
+    base = loaded.model.model
+    token_ids = inputs["input_ids"]
+    if not hasattr(base, "get_rope_index"):
+        return torch.arange(token_ids.shape[1])[None], int(token_ids.shape[1])
+    kinds = inputs.get("mm_token_type_ids")
+    if kinds is None:
+        kinds = (token_ids == loaded.image_token_id).int()
+    positions, deltas = base.get_rope_index(token_ids, mm_token_type_ids=kinds, image_grid_thw=inputs.get("image_grid_thw"))
+    return positions[:, 0], int(token_ids.shape[1] + deltas.flatten()[0])
+
+
+def image_grids(loaded: LoadedModel, token_ids: torch.Tensor, pixels: dict[str, torch.Tensor]) -> tuple[tuple[int, int], ...]:
+    """Rows and columns of each picture's tokens; empty where they form no single grid."""
+    count = int((token_ids == loaded.image_token_id).sum())
+    grid = pixels.get("image_grid_thw")
+    if grid is not None:
+        merge = int(loaded.model.config.vision_config.spatial_merge_size)
+        return tuple((int(h) // merge, int(w) // merge) for _, h, w in grid)
+    pictures = pixels["pixel_values"].shape[0] if "pixel_values" in pixels and pixels["pixel_values"].dim() == 4 else 0
+    if not pictures or count % pictures:
+        return ()
+    side = round((count / pictures) ** 0.5)
+    return ((side, side),) * pictures if side * side * pictures == count else ()

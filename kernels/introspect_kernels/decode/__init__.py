@@ -1,0 +1,1 @@
+"""Decode attention: one query token for each sequence over the ragged arena."""
