@@ -1,0 +1,84 @@
+# Two commands, each doing all its own set-up in .venv: `make run` and `make test`. Nothing outside this folder is touched.
+
+PYTHON ?= python3
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet install
+
+# TORCH is what pip is given to install torch with: a requirement and, if need be, options.
+#
+#   make run                                         the release this project is tested with
+#   make run TORCH="torch==2.13.0 --index-url URL"   another build, where URL is PyTorch's index for CPU, CUDA or ROCm
+#
+# On macOS and Windows the plain requirement is a CPU build. On Linux pip's usual source holds the CUDA build: several
+# gigabytes, useless without an NVIDIA GPU. Whoever has none gives the URL of PyTorch's CPU index (README, "CPU only"), once:
+# the choice is kept in .venv for later starts. torch goes first and by itself, so that its options touch nothing else; the
+# installation after it finds torch there and leaves it alone. Another choice makes .venv anew, so that no CUDA stays behind.
+DEFAULT_TORCH := torch==2.13.0
+CHOICE := $(VENV)/torch-choice
+CHOSEN := $(shell cat $(CHOICE) 2>/dev/null)
+ifndef TORCH
+TORCH := $(or $(CHOSEN),$(DEFAULT_TORCH))
+endif
+
+.PHONY: help run test lint install install-dev clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make run     install what serving needs, then start the service   (ARGS=\"--port 8001\" is passed to 'introspect serve')"
+	@echo "make test    install what development needs, then run every test  (ARGS=\"-k arena\" is passed to pytest)"
+	@echo "make lint    ruff, its formatter and mypy, as CI runs them"
+	@echo "make clean   remove .venv, caches and builds"
+	@echo "PYTHON=python3.12 chooses the Python, TORCH=\"...\" the torch build (see the top of the Makefile)"
+
+run: install
+	@$(VENV)/bin/introspect serve $(ARGS)
+
+test: install-dev
+	@$(VENV)/bin/pytest $(ARGS)
+
+lint: install-dev
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/mypy
+
+install: $(VENV)/installed
+install-dev: $(VENV)/installed-dev
+
+clean:
+	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find introspect kernels probes service tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# From here on each file is the stamp of a step, newer than what the step read.
+
+ifneq ($(TORCH),$(CHOSEN))
+.PHONY: $(CHOICE)
+endif
+
+$(CHOICE):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  found=$$($(PYTHON) --version 2>&1) || found="not found"; \
+	  echo "Python 3.11 or newer is needed, '$(PYTHON)' is $$found. Install one and name it: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "'$(PYTHON)' cannot make virtual environments. On Debian or Ubuntu: sudo apt install python3-venv; then again: make $(MAKECMDGOALS)" >&2; exit 1; }
+	@echo "[1/3] making $(VENV)"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@printf '%s\n' '$(TORCH)' > $@
+
+# xargs, not the shell, splits the choice into arguments: `torch>=2.11` redirects nothing.
+$(VENV)/torch-installed: $(CHOICE)
+	@echo "[2/3] installing $(TORCH), the largest part: minutes, without a word from pip"
+	@if [ '$(TORCH)' = '$(DEFAULT_TORCH)' ] && [ "$$(uname -s)" = Linux ] && [ ! -e /proc/driver/nvidia ]; then \
+	  echo "      no NVIDIA driver here: unless pip is set up for a CPU build it now fetches gigabytes of CUDA."; \
+	  echo "      To avoid that: Ctrl-C, and see \"CPU only\" in README.md"; fi
+	@xargs $(PIP) < $(CHOICE)
+	@touch $@
+
+$(VENV)/installed: $(VENV)/torch-installed pyproject.toml
+	@echo "[3/3] installing introspect-mllm and what serving needs"
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/torch-installed pyproject.toml
+	@echo "[3/3] installing introspect-mllm and what development needs"
+	@$(PIP) --editable '.[dev]'
+	@touch $(VENV)/installed $@
