@@ -13,7 +13,6 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from sklearn.datasets import load_digits
 
 Pool = Literal["model", "probe", "calibration", "test"]
 POOLS: tuple[Pool, ...] = get_args(Pool)
@@ -30,6 +29,8 @@ ANGLES = (-12, -6, 0, 6, 12)
 
 @lru_cache(maxsize=1)
 def _digits() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    from sklearn.datasets import load_digits  # only who draws scenes needs scikit-learn, not who serves
+
     data = load_digits()
     return (data.images / 16.0).astype(np.float32), data.target.astype(np.int64)
 

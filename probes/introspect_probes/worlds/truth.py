@@ -16,8 +16,8 @@ from introspect_probes.worlds.questions import HIDDEN, NONE, NOWHERE
 from introspect_probes.worlds.scene import COLOR_NAMES, Cell, Scene
 
 _COLOR = f"({'|'.join(COLOR_NAMES)})"
-_AT = re.compile(r"what (digit|color) is at row (\d+) column (\d+) \?")
-_NOTE = re.compile(r"the (digit|color) at row (\d+) column (\d+) is (\w+) \.")
+_AT = re.compile(r"what (digit|color) is at row ([0-9]{1,3}) column ([0-9]{1,3}) \?")
+_NOTE = re.compile(r"the (digit|color) at row ([0-9]{1,3}) column ([0-9]{1,3}) is (\w+) \.")
 
 
 class Truth(NamedTuple):
@@ -139,12 +139,12 @@ def _describe(scene: Scene, match: re.Match[str]) -> Truth | None:
 _Solver = Callable[[Scene, re.Match[str]], Truth | None]
 _SOLVERS: tuple[tuple[re.Pattern[str], _Solver], ...] = (
     (_AT, _at),
-    (re.compile(rf"where is the {_COLOR} (\d) \?"), _where),
-    (re.compile(r"what color is the (\d) \?"), _color_of),
+    (re.compile(rf"where is the {_COLOR} ([0-9]) \?"), _where),
+    (re.compile(r"what color is the ([0-9]) \?"), _color_of),
     (re.compile(rf"what digit is {_COLOR} \?"), _digit_of),
-    (re.compile(rf"is there a (?:{_COLOR} )?(\d) \?"), _exists),
+    (re.compile(rf"is there a (?:{_COLOR} )?([0-9]) \?"), _exists),
     (re.compile(rf"how many (digits|{_COLOR}) \?"), _count),
-    (re.compile(r"what is the sum of row (\d+) \?"), _sum_row),
-    (re.compile(r"add up row (\d+)"), _add_row),
+    (re.compile(r"what is the sum of row ([0-9]{1,3}) \?"), _sum_row),
+    (re.compile(r"add up row ([0-9]{1,3})"), _add_row),
     (re.compile(r"describe everything"), _describe),
 )
