@@ -120,6 +120,7 @@ def _sequence(loaded: LoadedModel, prompt: EncodedPrompt, row: int, record: Pref
     mean_kept = float(np.mean([len(kept) for heads in selection for kept in heads])) + 1
     info = PromptInfo(
         request_id=prompt.request.id,
+        question=prompt.request.question,
         token_ids=prompt.token_ids.cpu().numpy().astype(np.int64),
         segments=segments,
         image_embedding=embeddings[image].float().mean(0).cpu().numpy() if bool(image.any()) else None,

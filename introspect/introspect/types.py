@@ -75,6 +75,12 @@ class Request:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     budget: Budget = field(default_factory=Budget)
 
+    @property
+    def question(self) -> str:
+        """The text of the last message that is not a marked passage."""
+        parts = self.messages[-1].parts if self.messages else ()
+        return " ".join(part.text.strip() for part in parts if isinstance(part, TextPart) and not part.is_context)
+
     @staticmethod
     def ask(
         request_id: str,
@@ -106,6 +112,7 @@ class PromptInfo:
     """What is known of a request once its prompt is prefilled.
 
     Attributes:
+        question: the last user text, as it was asked.
         token_ids: `int64 [prompt]`, image placeholders expanded.
         segments: `uint8 [prompt]`, see `introspect_kernels.Segment`.
         image_embedding: `float32 [hidden]`, mean of the image tokens that reach the language model;
@@ -118,6 +125,7 @@ class PromptInfo:
     """
 
     request_id: str
+    question: str
     token_ids: NDArray[np.int64]
     segments: NDArray[np.uint8]
     image_embedding: NDArray[np.float32] | None

@@ -1,0 +1,1 @@
+"""Probes: traces, worlds, labels, fitting and evaluation."""

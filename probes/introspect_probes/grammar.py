@@ -1,0 +1,53 @@
+"""Where an answer makes claims, told from question and answer alone, without knowing the truth.
+
+A probe set names the grammar it was fitted with. Questions that the grammar
+does not know have no claims: their risk is then absent, not guessed.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from introspect_probes.worlds.cases import Case
+from introspect_probes.worlds.claims import Claim, judge
+
+WORLD_GRAMMAR = "digits-world/1"
+
+_PLACE = r"at row \d+ column \d+"
+_QUESTIONS: tuple[tuple[str, str, str], ...] = (
+    ("digit_at", rf"what digit is {_PLACE}", "0"),
+    ("color_at", rf"what color is {_PLACE}", "red"),
+    ("where", r"where is the [a-z]+ \d+", "row 1 column 1"),
+    ("color_of", r"what color is the \d+", "red"),
+    ("digit_of", r"what digit is [a-z]+", "0"),
+    ("exists", r"is there a (?:[a-z]+ )?\d+", "yes"),
+    ("count", r"how many [a-z]+", "0"),
+    ("sum_row", r"what is the sum of row \d+", "0"),
+    ("add_row", r"add up row \d+", "0 is 0"),
+    ("describe", r"describe everything", "row 1 column 1 red 0"),
+    ("fact", r"(?:what does [a-z]+ drink|where does [a-z]+ live|what pet does [a-z]+ have)", "tea"),
+)
+_PATTERNS = tuple((kind, re.compile(pattern + r"\s*[?.!]?", re.IGNORECASE), answer) for kind, pattern, answer in _QUESTIONS)
+
+
+@dataclass(frozen=True)
+class QuestionForm:
+    """A question of a known form: its kind, and a well-formed answer that gives the claims' parser its shape."""
+
+    kind: str
+    case: Case
+
+
+def question_form(question: str) -> QuestionForm | None:
+    """The form of a question, or `None` if the grammar does not know it."""
+    text = " ".join(question.lower().split())
+    for kind, pattern, answer in _PATTERNS:
+        if pattern.fullmatch(text):
+            return QuestionForm(kind, Case("", kind, text, (answer,), ""))
+    return None
+
+
+def find_claims(form: QuestionForm | None, answer: str) -> tuple[Claim, ...]:
+    """The claims in an answer so far; only their places and kinds mean anything."""
+    return judge(form.case, answer).claims if form is not None else ()

@@ -1,0 +1,60 @@
+"""A fitted linear probe as arrays: what is served, without scikit-learn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float32]
+
+
+def sigmoid(logit: NDArray[np.floating] | float) -> NDArray[np.float64]:
+    """The logistic function."""
+    return 1.0 / (1.0 + np.exp(-np.clip(np.asarray(logit, dtype=np.float64), -60, 60)))
+
+
+@dataclass(frozen=True)
+class LinearProbe:
+    """Logistic regression on standardised features.
+
+    Attributes:
+        mean: `[features]`.
+        scale: `[features]`, 1 where a feature never varied.
+        weight: `[outputs, features]`, on standardised features; one output for two classes.
+        bias: `[outputs]`.
+    """
+
+    mean: Array
+    scale: Array
+    weight: Array
+    bias: Array
+
+    def logits(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Logits `[..., outputs]` of `features [..., features]`; values far outside the fit are clipped at 8 deviations."""
+        standard = np.clip((features - self.mean) / self.scale, -8, 8)
+        result: NDArray[np.float64] = standard.astype(np.float64) @ self.weight.T.astype(np.float64) + self.bias
+        return result
+
+    def arrays(self, name: str) -> dict[str, Array]:
+        """The probe's arrays under `name/`."""
+        return {f"{name}/{key}": np.ascontiguousarray(getattr(self, key)) for key in ("mean", "scale", "weight", "bias")}
+
+    @classmethod
+    def from_arrays(cls, name: str, arrays: Mapping[str, Array]) -> LinearProbe:
+        """The probe that `arrays(name)` gave."""
+        return cls(**{key: arrays[f"{name}/{key}"] for key in ("mean", "scale", "weight", "bias")})
+
+
+@dataclass(frozen=True)
+class Platt:
+    """Sigmoid calibration, `p = 1 / (1 + exp(a * logit + b))` (Platt 1999)."""
+
+    a: float
+    b: float
+
+    def __call__(self, logit: NDArray[np.floating] | float) -> NDArray[np.float64]:
+        """Calibrated probabilities of logits."""
+        return sigmoid(-(self.a * np.asarray(logit, dtype=np.float64) + self.b))

@@ -1,0 +1,117 @@
+"""`introspect record`: cases through the engine to labelled traces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+from tqdm import tqdm
+
+from introspect.engine import DEFAULT_BATCH, Engine
+from introspect.types import Budget, Request, SamplingParams, StepTrace
+from introspect_probes.interventions import measure_shifts
+from introspect_probes.traces import FALSE, TRUE, ClaimLabel, Trace, TraceWriter, manifest_of
+from introspect_probes.worlds.cases import Case
+from introspect_probes.worlds.claims import claims_in_answer_tokens, judge
+
+MAX_ANSWER_TOKENS = 96
+
+
+def record(
+    cases: Iterable[Case],
+    engine: Engine,
+    out: Path,
+    *,
+    budgets: Sequence[Budget] = (Budget(),),
+    interventions: bool = False,
+    batch_size: int = DEFAULT_BATCH,
+    max_tokens: int = MAX_ANSWER_TOKENS,
+    total: int | None = None,
+) -> int:
+    """Answer every case under every budget and store the labelled traces.
+
+    What is recorded already is skipped, so an interrupted run goes on where it was.
+
+    Args:
+        cases: what to ask.
+        engine: what answers, greedily.
+        out: trace folder, made or appended to.
+        budgets: conditions; every case is answered under each.
+        interventions: also measure what moves each claim, for strategy states; takes about twenty times as long.
+        batch_size: answers decoded together and stored as one part.
+        max_tokens: longest answer.
+        total: number of cases, for the progress bar.
+
+    Returns:
+        The number of traces written.
+    """
+    writer = TraceWriter(out, manifest_of(engine.loaded))
+    done = writer.recorded()
+    written = 0
+    with tqdm(total=None if total is None else total * len(budgets), desc="recording", unit="answer") as bar:
+        for batch in _batches(((c, b) for c in cases for b in budgets), batch_size):
+            fresh = [(case, budget) for case, budget in batch if trace_id(case, budget) not in done]
+            if fresh:
+                traces = answer_cases(engine, fresh, max_tokens)
+                if interventions:
+                    traces = measure_shifts(engine, [case for case, _ in fresh], traces)
+                writer.write(traces)
+                written += len(traces)
+            bar.update(len(batch))
+    return written
+
+
+def trace_id(case: Case, budget: Budget) -> str:
+    """The id of a case's trace under a budget."""
+    amount = f"-{budget.entries}" if budget.entries is not None else f"-{budget.ratio:g}" if budget.ratio is not None else ""
+    return f"{case.id}@{budget.policy}{amount}"
+
+
+def request_of(case: Case, budget: Budget, max_tokens: int = MAX_ANSWER_TOKENS, name: str | None = None) -> Request:
+    """The request that asks a case's question, greedily."""
+    sampling = SamplingParams(max_tokens=max_tokens)
+    return Request.ask(name or trace_id(case, budget), case.question, case.picture(), context=case.context, sampling=sampling, budget=budget)
+
+
+def answer_cases(engine: Engine, pairs: Sequence[tuple[Case, Budget]], max_tokens: int = MAX_ANSWER_TOKENS) -> list[Trace]:
+    """Answer cases together and judge the answers."""
+    requests = [request_of(case, budget, max_tokens) for case, budget in pairs]
+    steps: dict[str, list[StepTrace]] = {request.id: [] for request in requests}
+    for step in engine.generate(requests):
+        steps[step.prompt.request_id].append(step)
+    return [trace_of(case, steps[request.id]) for (case, _), request in zip(pairs, requests, strict=True)]
+
+
+def trace_of(case: Case, steps: Sequence[StepTrace]) -> Trace:
+    """The labelled trace of one answered case."""
+    answer, spans = "", []
+    for step in steps:
+        spans.append((len(answer), len(answer) + len(step.text)))
+        answer += step.text
+    judgement = judge(case, answer)
+    claims = tuple(
+        ClaimLabel(token, claim.start, claim.end, claim.kind, FALSE if claim.is_false else TRUE, claim.evidence)
+        for token, claim in claims_in_answer_tokens(judgement, spans)
+    )
+    return Trace(
+        id=steps[0].prompt.request_id,
+        case_id=case.id,
+        group=case.group,
+        pool=case.pool,
+        kind=case.kind,
+        source=case.source,
+        prior=case.prior,
+        question=case.question,
+        answer=answer,
+        correct=int(judgement.is_correct),
+        prompt=steps[0].prompt,
+        steps=tuple(steps),
+        claims=claims,
+    )
+
+
+def _batches(items: Iterable[tuple[Case, Budget]], size: int) -> Iterator[list[tuple[Case, Budget]]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch

@@ -1,0 +1,308 @@
+"""Traces on disk: a folder with `manifest.json` and `part-*.parquet`, one row an answer.
+
+Statistics of the heads are stored once per query row: row t is the producing
+row of token t and the reading row of token t - 1. Log-sum-exp and distances
+are fp32, indices int32, everything else fp16; -1 marks an absent index and NaN
+an absent value.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from introspect.loading import LoadedModel
+from introspect.provenance import provenance
+from introspect.types import HeadRow, LogitStats, PromptInfo, StepTrace
+from introspect_kernels import feature_schema_hash
+from introspect_probes.errors import TraceError
+
+MANIFEST = "manifest.json"
+UNKNOWN, TRUE, FALSE = -1, 0, 1
+"""Labels of a claim: not judged, true, false."""
+
+_FP32 = ("lse", "mean_distance", "windowed_distance")
+_INT32 = ("argmax_position", "image_argmax_position", "retained")
+HEAD_FIELDS = tuple(f.name for f in fields(HeadRow))
+
+
+def head_dtype(name: str) -> type[np.generic]:
+    """The precision in which one head statistic is stored."""
+    return np.float32 if name in _FP32 else np.int32 if name in _INT32 else np.float16
+
+
+@dataclass(frozen=True)
+class ClaimLabel:
+    """One claim of a recorded answer.
+
+    Attributes:
+        token: index of the token that decides it.
+        start: offset of its first character in the answer.
+        end: offset behind its last character.
+        kind: what it is about.
+        label: -1 unknown, 0 true, 1 false.
+        evidence: cells that show the truth.
+        shifts: mean fall of the token's log-probability (nats) under each intervention; empty where none was made.
+        halves: the same from two disjoint halves of the donors, for the labels' own reliability.
+    """
+
+    token: int
+    start: int
+    end: int
+    kind: str
+    label: int
+    evidence: tuple[int, ...] = ()
+    shifts: dict[str, float] | None = None
+    halves: tuple[dict[str, float], dict[str, float]] | None = None
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One generation with its statistics and labels.
+
+    Attributes:
+        id: the case's id and the condition, unique in a folder.
+        case_id: the case's id.
+        group: cases of one group are never split.
+        pool: digit pool, where the case comes from a world.
+        kind: the question's template.
+        source: where the truth is to be had.
+        prior: what learned priors say about the truth.
+        question: what was asked.
+        answer: what was generated.
+        correct: 1 right, 0 wrong, -1 unknown.
+        prompt: what the engine told of the prompt.
+        steps: the generated tokens' steps, the closing one included.
+        claims: its claims with labels.
+    """
+
+    id: str
+    case_id: str
+    group: str
+    pool: str | None
+    kind: str
+    source: str
+    prior: str
+    question: str
+    answer: str
+    correct: int
+    prompt: PromptInfo
+    steps: tuple[StepTrace, ...]
+    claims: tuple[ClaimLabel, ...]
+
+    @property
+    def condition(self) -> str:
+        """Policy and nominal budget, such as `snapkv@20`."""
+        budget = self.prompt.budget
+        return budget.policy if budget.policy == "full" else f"{budget.policy}@{budget.nominal / budget.prompt_tokens:.0%}"
+
+
+def manifest_of(loaded: LoadedModel, **facts: Any) -> dict[str, Any]:
+    """The manifest of traces made with a model."""
+    return {
+        "format": "introspect-traces/1",
+        "feature_schema": feature_schema_hash(),
+        "model": loaded.name,
+        "fingerprint": loaded.fingerprint,
+        "shape": {"layers": loaded.num_layers, "heads": loaded.num_heads, "kv_heads": loaded.num_kv_heads},
+        "provenance": provenance(),
+        **facts,
+    }
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a trace folder.
+
+    Raises:
+        TraceError: there is none, or it is of another schema.
+    """
+    path = folder / MANIFEST
+    if not path.exists():
+        raise TraceError(f"{folder} holds no traces: {MANIFEST} is missing; make them with `introspect record`")
+    manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if manifest.get("feature_schema") != feature_schema_hash():
+        raise TraceError(
+            f"{folder} was recorded under feature schema {manifest.get('feature_schema')}, this version reads {feature_schema_hash()}; "
+            "record again"
+        )
+    return manifest
+
+
+class TraceWriter:
+    """Writes traces part by part; a folder of the same model and schema is appended to.
+
+    Args:
+        folder: where to write.
+        manifest: see `manifest_of`.
+
+    Raises:
+        TraceError: the folder holds traces of another model or schema.
+    """
+
+    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / MANIFEST
+        if path.exists():
+            found = read_manifest(folder)
+            if found["fingerprint"] != manifest["fingerprint"]:
+                raise TraceError(f"{folder} holds traces of another model ({found['model']}); give another folder")
+        else:
+            path.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+    def recorded(self) -> set[str]:
+        """Ids of the traces that are there already."""
+        parts = sorted(self._folder.glob("part-*.parquet"))
+        return {i for part in parts for i in pq.read_table(part, columns=["id"])["id"].to_pylist()}
+
+    def write(self, traces: Iterable[Trace]) -> None:
+        """Write one part, whole or not at all."""
+        table = pa.Table.from_pylist([_row(trace) for trace in traces], schema=_SCHEMA)
+        if not table.num_rows:
+            return
+        number = len(list(self._folder.glob("part-*.parquet")))
+        path = self._folder / f"part-{number:05d}.parquet"
+        pq.write_table(table, path.with_suffix(".tmp"), compression="zstd")
+        path.with_suffix(".tmp").replace(path)
+
+
+def read_traces(folder: Path, *, with_heads: bool = True) -> Iterator[Trace]:
+    """All traces of a folder.
+
+    Args:
+        folder: where they are.
+        with_heads: without, the steps carry no head statistics and reading is quick.
+
+    Raises:
+        TraceError: there are none.
+    """
+    shape = read_manifest(folder)["shape"]
+    columns = None if with_heads else [f.name for f in _SCHEMA if not f.name.startswith("head_")]
+    parts = sorted(folder.glob("part-*.parquet"))
+    if not parts:
+        raise TraceError(f"{folder} holds a manifest but no traces")
+    for part in parts:
+        for batch in pq.ParquetFile(part).iter_batches(batch_size=256, columns=columns):
+            for row in batch.to_pylist() if not with_heads else _rows(batch):
+                yield _trace(row, shape)
+
+
+def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
+    """Rows of a batch with the long head columns as numpy, which `to_pylist` would spell out."""
+    head_columns = [name for name in batch.schema.names if name.startswith("head_")]
+    light = batch.drop_columns(head_columns).to_pylist()
+    for index, row in enumerate(light):
+        yield row | {name: batch.column(name)[index].values.to_numpy(zero_copy_only=False) for name in head_columns}
+
+
+_CLAIM = pa.struct(
+    [
+        ("token", pa.int32()), ("start", pa.int32()), ("end", pa.int32()), ("kind", pa.string()), ("label", pa.int8()),
+        ("evidence", pa.list_(pa.int16())), ("shifts", pa.string()), ("halves", pa.string()),
+    ]
+)  # fmt: skip
+_SCHEMA = pa.schema(
+    [
+        *[pa.field(n, pa.string()) for n in ("id", "case_id", "group", "pool", "kind", "source", "prior", "question", "answer")],
+        ("correct", pa.int8()),
+        ("policy", pa.string()), ("nominal", pa.float32()), ("effective", pa.float32()), ("prompt_tokens", pa.int32()),
+        ("prompt_ids", pa.list_(pa.int32())), ("segments", pa.list_(pa.uint8())), ("logical", pa.list_(pa.int32())),
+        ("retention", pa.list_(pa.float32())), ("image_embedding", pa.list_(pa.float32())),
+        ("tokens", pa.list_(pa.int32())), ("positions", pa.list_(pa.int32())), ("texts", pa.list_(pa.string())),
+        ("special", pa.list_(pa.bool_())), ("logprob", pa.list_(pa.float32())), ("logit_entropy", pa.list_(pa.float32())),
+        ("margin", pa.list_(pa.float32())), ("top_ids", pa.list_(pa.int32())), ("top_logprobs", pa.list_(pa.float32())),
+        ("finish_reason", pa.string()), ("claims", pa.list_(_CLAIM)),
+        *[pa.field(f"head_{name}", pa.list_(pa.from_numpy_dtype(head_dtype(name)))) for name in HEAD_FIELDS],
+    ]
+)  # fmt: skip
+
+
+def _row(trace: Trace) -> dict[str, Any]:
+    prompt, budget = trace.prompt, trace.prompt.budget
+    tokens = [s for s in trace.steps if s.logits is not None]
+    heads = [s.heads for s in trace.steps if s.heads is not None]
+    logits = [s.logits for s in tokens if s.logits is not None]
+    row: dict[str, Any] = {
+        name: getattr(trace, name) for name in ("id", "case_id", "group", "pool", "kind", "source", "prior", "question", "answer", "correct")
+    }
+    row |= {
+        "policy": budget.policy, "nominal": budget.nominal, "effective": budget.effective, "prompt_tokens": budget.prompt_tokens,
+        "prompt_ids": prompt.token_ids.tolist(), "segments": prompt.segments.tolist(), "logical": prompt.logical.tolist(),
+        "retention": prompt.retention.ravel().tolist(),
+        "image_embedding": None if prompt.image_embedding is None else prompt.image_embedding.tolist(),
+        "tokens": [s.token_id for s in tokens], "positions": [s.position for s in tokens], "texts": [s.text for s in tokens],
+        "special": [s.is_special for s in tokens], "logprob": [g.logprob for g in logits], "logit_entropy": [g.entropy for g in logits],
+        "margin": [g.margin for g in logits], "top_ids": [i for g in logits for i in g.top_ids],
+        "top_logprobs": [p for g in logits for p in g.top_logprobs], "finish_reason": trace.steps[-1].finish_reason,
+        "claims": [
+            {
+                "token": c.token, "start": c.start, "end": c.end, "kind": c.kind, "label": c.label, "evidence": list(c.evidence),
+                "shifts": None if c.shifts is None else json.dumps(c.shifts), "halves": None if c.halves is None else json.dumps(c.halves),
+            }
+            for c in trace.claims
+        ],
+    }  # fmt: skip
+    return row | {f"head_{name}": np.stack([getattr(h, name) for h in heads]).astype(head_dtype(name)).ravel() for name in HEAD_FIELDS}
+
+
+def _trace(row: dict[str, Any], shape: dict[str, int]) -> Trace:
+    from introspect.types import EffectiveBudget
+
+    prompt = PromptInfo(
+        request_id=row["id"],
+        question=row["question"],
+        token_ids=np.array(row["prompt_ids"], dtype=np.int64),
+        segments=np.array(row["segments"], dtype=np.uint8),
+        image_embedding=None if row["image_embedding"] is None else np.array(row["image_embedding"], dtype=np.float32),
+        image_grids=(),
+        budget=EffectiveBudget(row["policy"], row["nominal"], row["effective"], row["prompt_tokens"]),
+        logical=np.array(row["logical"], dtype=np.int32),
+        retention=np.array(row["retention"], dtype=np.float32).reshape(shape["layers"], shape["kv_heads"], -1),
+    )
+    claims = tuple(
+        ClaimLabel(
+            **{k: c[k] for k in ("token", "start", "end", "kind", "label")},
+            evidence=tuple(c["evidence"]),
+            shifts=json.loads(c["shifts"]) if c["shifts"] else None,
+            halves=tuple(json.loads(c["halves"])) if c["halves"] else None,  # type: ignore[arg-type]
+        )
+        for c in row["claims"]
+    )
+    names = ("id", "case_id", "group", "pool", "kind", "source", "prior", "question", "answer", "correct")
+    return Trace(**{n: row[n] for n in names}, prompt=prompt, steps=tuple(_steps(row, prompt, shape)), claims=claims)
+
+
+def _steps(row: dict[str, Any], prompt: PromptInfo, shape: dict[str, int]) -> Iterator[StepTrace]:
+    heads = _head_rows(row, shape)
+    count = len(row["tokens"])
+    width = len(row["top_ids"]) // max(1, count)
+    for t in range(count):
+        candidates = slice(t * width, (t + 1) * width)
+        logits = LogitStats(
+            row["logprob"][t], row["logit_entropy"][t], row["margin"][t], tuple(row["top_ids"][candidates]), tuple(row["top_logprobs"][candidates])
+        )
+        yield StepTrace(
+            prompt, t, row["positions"][t], row["tokens"][t], row["texts"][t], row["special"][t], logits, heads[t] if heads else None
+        )
+    closing = heads[count] if len(heads) > count else None
+    yield StepTrace(prompt, count, row["positions"][-1] + 1, -1, "", True, None, closing, row["finish_reason"])
+
+
+def _head_rows(row: dict[str, Any], shape: dict[str, int]) -> list[HeadRow]:
+    if "head_lse" not in row:
+        return []
+    layers, heads, kv_heads = shape["layers"], shape["heads"], shape["kv_heads"]
+    sizes: dict[str, tuple[int, ...]] = {"mass": (layers, heads, 6), "retained": (layers, kv_heads, 6)}
+    arrays: dict[str, NDArray[Any]] = {}
+    for name in HEAD_FIELDS:
+        value = row[f"head_{name}"].reshape(-1, *sizes.get(name, (layers, heads)))
+        arrays[name] = value.astype(np.float32) if value.dtype == np.float16 else value
+    return [HeadRow(**{name: value[t] for name, value in arrays.items()}) for t in range(len(arrays["lse"]))]
