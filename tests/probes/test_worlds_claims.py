@@ -80,6 +80,10 @@ def evidence(case, text):
         ("digit_at", "what digit is at row 1 column 1 ?", "7 7", (False, [("digit", "7", True)])),
         ("digit_at", "what digit is at row 1 column 1 ?", "77", (False, [("digit", "77", False)])),
         ("digit_at", "what digit is at row 1 column 1 ?", "banana", (False, [])),
+        # Not these words but longer ones.
+        ("digit_at", "what digit is at row 1 column 1 ?", "7th", (False, [])),
+        ("digit_at", "what digit is at row 1 column 1 ?", "7777", (False, [])),
+        ("digit_at", "what digit is at row 1 column 1 ?", "nonetheless", (False, [])),
         ("color_at", "what color is at row 1 column 3 ?", "Blue.", (True, [("color", "Blue", True)])),
         ("color_at", "what color is at row 1 column 3 ?", "hidden", (False, [("color", "hidden", False)])),
         ("color_of", "what color is the 7 ?", "blue", (False, [("color", "blue", False)])),
@@ -105,6 +109,8 @@ def test_one_word_answers(kind, question, text, expected):
         ("row 1", (False, [("place", "1", True)])),
         ("nowhere", (False, [("place", "nowhere", False)])),
         ("column 3", (False, [])),
+        ("row 1000 column 3", (False, [])),
+        ("row 1 column 3rd", (False, [("place", "1", True)])),
         ("row 1 column 33", (False, [("place", "1", True), ("place", "33", False)])),
     ],
 )
@@ -165,6 +171,13 @@ def test_a_description_with_one_object_missing_or_repeated_is_not_correct():
     assert not judge(DESCRIBE, " , ".join([*parts, parts[0]])).is_correct
     assert not judge(DESCRIBE, " , ".join([*parts, "a cat"])).is_correct
     assert not judge(DESCRIBE, " , ".join([*parts, "nothing"])).is_correct
+
+
+def test_a_description_cut_short_or_with_a_foreign_word_is_not_correct():
+    words = DESCRIBE.answers[0].split()
+    for i in range(len(words)):
+        assert not judge(DESCRIBE, " ".join(words[:i])).is_correct
+        assert not judge(DESCRIBE, " ".join([*words[: i + 1], "cat", *words[i + 1 :]])).is_correct
 
 
 def test_claims_of_a_description_know_kind_and_evidence():

@@ -87,6 +87,14 @@ def test_an_evidence_edit_changes_the_answer_where_it_can():
             assert judge(edited, case.answers[0]).has_false_claim
 
 
+def test_an_evidence_edit_of_a_row_never_leaves_its_sum():
+    """Several digits redrawn at once could add up to the old total."""
+    for case in PICTURED:
+        if case.kind == "sum_row" and len(filled(case, case.evidence)) > 1:
+            for seed in range(10):
+                assert edit_evidence(case, case.evidence, np.random.default_rng(seed), "test", "digit").answers != case.answers
+
+
 def test_removing_the_evidence_leaves_an_empty_cell():
     case = next(c for c in PICTURED if c.kind == "digit_at" and c.answers[0].isdigit() and c.source == "image")
     assert edit_evidence(case, case.evidence, rng(), "test", "remove").answers == ("none",)

@@ -2,7 +2,6 @@
 
 import math
 from collections import Counter
-from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -17,6 +16,8 @@ from introspect_probes.worlds.scene import (
     COUNTER_PRIOR,
     NATURAL,
     PHOTOGRAPHERS,
+    Cell,
+    Scene,
     SceneStyle,
     draw_scene,
 )
@@ -143,16 +144,33 @@ def test_reading_the_question_again_gives_answer_evidence_and_source():
             assert (truth.answer, sorted(truth.evidence), truth.source) == (case.answers[0], sorted(case.evidence), case.source)
 
 
-@pytest.mark.parametrize("question", ["what color is the 7 ?", "what digit is red ?", "where is the red 7 ?", "how many red ?"])
-def test_two_sevens_or_a_cover_leave_no_unique_answer(question):
-    case = next(c for c in WORLD.cases(500, seed=1, pool="test", kinds=["describe"]) if len(c.scene.visible()) > 2)
-    scene = replace(
-        case.scene, cells=tuple(c and replace(c, covered=False, color="red", sample=pool_by_digit("test")[7][0]) for c in case.scene.cells)
-    )
-    if not question.startswith("how many"):
-        assert true_answer(question, scene) is None
-    index = scene.visible()[0][0]
-    assert true_answer(question, scene.with_cell(index, replace(scene.cells[index], covered=True))) is None
+def scene_of(*cells):
+    """A scene whose first cells are `(colour, digit, covered)`, the rest empty."""
+    drawn = [Cell(pool_by_digit("test")[digit][0], color, covered=covered) for color, digit, covered in cells]
+    return Scene(3, 3, (*drawn, *[None] * (9 - len(drawn))), 0.0, 0)
+
+
+@pytest.mark.parametrize(
+    ("question", "one", "two"),
+    [
+        ("what color is the 7 ?", "red", None),
+        ("what digit is red ?", "7", None),
+        ("where is the red 7 ?", "row 1 column 1", None),
+        ("how many red ?", "1", "2"),
+        ("what is the sum of row 1 ?", "7", "14"),
+        ("add up row 1", "7 is 7", "7 plus 7 is 14"),
+        ("is there a 7 ?", "yes", "yes"),
+        ("is there a 8 ?", "no", "no"),
+    ],
+)
+def test_two_sevens_or_a_cover_may_leave_no_unique_answer(question, one, two):
+    def answer(*cells):
+        truth = true_answer(question, scene_of(*cells))
+        return truth and truth.answer
+
+    assert answer(("red", 7, False)) == one
+    assert answer(("red", 7, False), ("red", 7, False)) == two
+    assert answer(("red", 7, False), ("blue", 1, True)) == ("yes" if one == "yes" else None)
 
 
 @pytest.mark.parametrize("question", ["what is love ?", "add up row 9", "what digit is at row 4 column 1 ?", "add up row " + "9" * 5000])

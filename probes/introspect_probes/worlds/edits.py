@@ -62,17 +62,14 @@ def edit_evidence(case: Case, cells: Iterable[int], rng: np.random.Generator, po
         return None
     targets = filled or [chosen[int(rng.integers(len(chosen)))]]
 
-    def is_better(truth: Truth | None) -> bool:
-        return truth is not None and truth.answer not in case.answers
-
-    return _redraw(case, scene, targets, rng, pool, change, f"evidence-{change}", is_better, is_unique)
+    return _redraw(case, scene, targets, rng, pool, change, f"evidence-{change}", lambda truth: truth.answer not in case.answers)
 
 
 def edit_distractors(case: Case, cells: Iterable[int], rng: np.random.Generator, pool: Pool, change: Change = "both") -> Case | None:
     """Redraw as many other filled cells as `edit_evidence` would change, or as many as there are.
 
-    Where `cells` hold all of the case's evidence the answer stays what it was;
-    where they hold a part of it (one claim of a description) it stays unique.
+    The question keeps a unique answer, and with it, where `cells` hold all of the
+    case's evidence, the answer that it had.
 
     Returns:
         The edited case; `None` where no other cell can be changed so. Arguments and errors as for `edit_evidence`.
@@ -87,14 +84,9 @@ def edit_distractors(case: Case, cells: Iterable[int], rng: np.random.Generator,
     count = min(len(others), max(1, sum(scene.cells[i] is not None for i in chosen)))
     if not count:
         return None
-    keeps_answer = set(case.evidence) <= set(chosen)
-
-    def is_fit(truth: Truth | None) -> bool:
-        return truth is not None and (not keeps_answer or truth.answer in case.answers)
-
     for number in range(count, 0, -1):
         targets = sorted(int(i) for i in rng.choice(others, size=number, replace=False))
-        edited = _redraw(case, scene, targets, rng, pool, change, f"distractors-{change}", is_fit, is_fit)
+        edited = _redraw(case, scene, targets, rng, pool, change, f"distractors-{change}", lambda _: True)
         if edited is not None:
             return edited
     return None
@@ -149,11 +141,6 @@ def grey(case: Case) -> Case | None:
     return replace(empty, id=f"{case.id}-grey", scene=None, image=Image.new("RGB", size, (128, 128, 128)))
 
 
-def is_unique(truth: Truth | None) -> bool:
-    """Whether a question has one answer."""
-    return truth is not None
-
-
 def _redraw(
     case: Case,
     scene: Scene,
@@ -162,19 +149,18 @@ def _redraw(
     pool: Pool,
     change: Change,
     name: str,
-    is_wanted: Callable[[Truth | None], bool],
-    is_allowed: Callable[[Truth | None], bool],
+    is_wanted: Callable[[Truth], bool],
 ) -> Case | None:
-    """Redraw the targets until the truth is as wanted; else the first draw that is at least allowed."""
+    """Redraw the targets until the truth is as wanted; else the first draw that leaves one truth."""
     allowed: Scene | None = None
     for _ in range(1 if change == "remove" else _TRIES):
         edited = scene
         for index in targets:
             edited = edited.with_cell(index, _changed(scene, index, rng, pool, change))
         truth = _truth(case, edited)
-        if is_wanted(truth):
+        if truth is not None and is_wanted(truth):
             return _with_scene(case, edited, _tagged(case.id, name, repr(edited.cells)))
-        if allowed is None and is_allowed(truth):
+        if truth is not None and allowed is None:
             allowed = edited
     return None if allowed is None else _with_scene(case, allowed, _tagged(case.id, name, repr(allowed.cells)))
 
