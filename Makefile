@@ -20,13 +20,14 @@ ifndef TORCH
 TORCH := $(or $(CHOSEN),$(DEFAULT_TORCH))
 endif
 
-.PHONY: help run test lint install install-dev clean
+.PHONY: help run test lint probes install install-dev clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make run     install what serving needs, then start the service   (ARGS=\"--port 8001\" is passed to 'introspect serve')"
 	@echo "make test    install what development needs, then run every test  (ARGS=\"-k arena\" is passed to pytest)"
 	@echo "make lint    ruff, its formatter and mypy, as CI runs them"
+	@echo "make probes  record, train and evaluate the embedded model's probes again"
 	@echo "make clean   remove .venv, caches and builds"
 	@echo "PYTHON=python3.12 chooses the Python, TORCH=\"...\" the torch build (see the top of the Makefile)"
 
@@ -43,6 +44,27 @@ lint: install-dev
 
 install: $(VENV)/installed
 install-dev: $(VENV)/installed-dev
+
+# The embedded probe set from nothing but the embedded model: traces of three pools of handwriting under three conditions, causal
+# labels for strategy states, prompts from outside the world; then fit, and evaluate on the pool that no fit reads. Interrupted, it
+# goes on where it was. About 40 minutes on two cores.
+RUNS := runs
+MIX := --weight digit_at=2 --weight color_at=1 --weight where=1 --weight color_of=1 --weight digit_of=1.5 --weight exists=1 \
+  --weight count=1 --weight sum_row=1 --weight add_row=1.5 --weight describe=2 --weight fact=1 --weight fact_note=1 --weight fact_unknown=1
+CONDITIONS := --budget full --budget snapkv:20% --budget random:40%
+RECORD := $(VENV)/bin/introspect record --out $(RUNS)/traces
+
+probes: install-dev
+	$(RECORD) --world digits --pool probe --seed 1 --n 1800 $(MIX) $(CONDITIONS)
+	$(RECORD) --world digits --pool calibration --seed 1 --n 900 $(MIX) $(CONDITIONS)
+	$(RECORD) --world digits --pool test --seed 1 --n 1500 $(MIX) $(CONDITIONS)
+	$(RECORD) --world outside --pool probe --seed 1 --n 300
+	$(RECORD) --world outside --pool test --seed 1 --n 300
+	$(RECORD) --world digits --pool probe --seed 2 --n 500 --interventions $(MIX) --budget full --budget snapkv:20%
+	$(RECORD) --world digits --pool calibration --seed 2 --n 250 --interventions $(MIX) --budget full --budget snapkv:20%
+	$(RECORD) --world digits --pool test --seed 2 --n 300 --interventions $(MIX) --budget full --budget snapkv:20%
+	$(VENV)/bin/introspect train --traces $(RUNS)/traces --out probes/introspect_probes/embedded/probes --name embedded-1
+	$(VENV)/bin/introspect evaluate --probes embedded --traces $(RUNS)/traces --out probes/results/embedded-1
 
 clean:
 	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -143,7 +143,7 @@ def _window_scores(record: PrefillPass, layer: int, row: int) -> torch.Tensor:
     q, k = record.q[layer][row].float(), record.k[layer][row].float()
     kv_heads, tokens, _ = k.shape
     heads, window, head_dim = q.shape
-    scores = q.view(kv_heads, heads // kv_heads * window, head_dim) @ k.transpose(-1, -2) * record.scale[layer]
+    scores = q.reshape(kv_heads, heads // kv_heads * window, head_dim) @ k.transpose(-1, -2) * record.scale[layer]
     scores = scores.view(kv_heads, heads // kv_heads, window, tokens)
     query = torch.arange(tokens - window, tokens, device=k.device)
     future = torch.arange(tokens, device=k.device) > query[:, None]

@@ -1,0 +1,174 @@
+"""Traces as tables: one row a claim, one row an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from introspect_probes.features import TokenFeatures, kind_features, token_features
+from introspect_probes.interventions import strategy_of
+from introspect_probes.probe_set import answer_features, budget_features
+from introspect_probes.signals import STRATEGIES
+from introspect_probes.traces import UNKNOWN, Trace
+from introspect_probes.training_free import SCORES
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Claims:
+    """One row a claim whose truth is known.
+
+    Attributes:
+        heads: `[claims, head features]`.
+        logits: `[claims, logit features]`.
+        place: `[claims, place features]`.
+        kind: `[claims, kinds]`, one-hot.
+        budget: `[claims, 2]`.
+        label: 1 where the claim is false.
+        kinds: the kind's name.
+        group: groups, never to be split.
+        condition: policy and budget.
+        answer: index of the answer's row.
+        token: index of the deciding token.
+        strategy: index into `STRATEGIES`; -1 where no single cause stood out; -2 where it was not measured.
+        halves: the same from two disjoint halves of the donors, `[claims, 2]`.
+    """
+
+    heads: Array
+    logits: Array
+    place: Array
+    kind: Array
+    budget: Array
+    label: NDArray[np.int8]
+    kinds: NDArray[np.str_]
+    group: NDArray[np.str_]
+    condition: NDArray[np.str_]
+    answer: NDArray[np.int64]
+    token: NDArray[np.int64]
+    strategy: NDArray[np.int8]
+    halves: NDArray[np.int8]
+
+    def __len__(self) -> int:
+        """Number of claims."""
+        return len(self.label)
+
+    def where(self, mask: NDArray[np.bool_]) -> Claims:
+        """The claims of a mask."""
+        return Claims(**{name: value[mask] for name, value in self.__dict__.items()})
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer: what the confidence probe needs to know of it."""
+
+    trace: Trace
+    tokens: tuple[TokenFeatures, ...]
+    scores: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Answers with known truth, and their claims."""
+
+    answers: tuple[Answer, ...]
+    claims: Claims
+
+    @property
+    def groups(self) -> NDArray[np.str_]:
+        """Group of every answer."""
+        return np.array([a.trace.group for a in self.answers])
+
+    @property
+    def correct(self) -> NDArray[np.int8]:
+        """1 where the answer is right."""
+        return np.array([a.trace.correct for a in self.answers], dtype=np.int8)
+
+    @property
+    def conditions(self) -> NDArray[np.str_]:
+        """Condition of every answer."""
+        return np.array([a.trace.condition for a in self.answers])
+
+    def confidence_features(self, risks: NDArray[np.float64], cut: Callable[[int], int] | None = None) -> Array:
+        """What the confidence probe reads of every answer, `[answers, features]`.
+
+        Args:
+            risks: risk of every claim, in the order of `claims`.
+            cut: how many of an answer's tokens to read; all of them by default.
+        """
+        by_answer: dict[int, list[int]] = {}
+        for row, answer in enumerate(self.claims.answer):
+            by_answer.setdefault(int(answer), []).append(row)
+        rows = []
+        for number, answer in enumerate(self.answers):
+            count = len(answer.tokens) if cut is None else cut(len(answer.tokens))
+            seen = [r for r in by_answer.get(number, []) if self.claims.token[r] < count]
+            rows.append(
+                answer_features(
+                    list(answer.tokens[:count]), [float(risks[r]) for r in seen], [str(self.claims.kinds[r]) for r in seen], answer.trace.prompt
+                )
+            )
+        return np.stack(rows)
+
+
+def load_table(traces: Iterable[Trace], total: int | None = None) -> Table:
+    """Read traces into a table; answers of unknown truth or without a word are left out."""
+    answers: list[Answer] = []
+    rows: list[dict[str, object]] = []
+    for trace in tqdm(traces, total=total, desc="reading traces", unit="answer", leave=False):
+        tokens = _tokens(trace)
+        if trace.correct == UNKNOWN or not tokens:
+            continue
+        spoken = [s for s in trace.steps if s.logits is None or not s.is_special]
+        answers.append(Answer(trace, tuple(tokens), {name: score(spoken) for name, score in SCORES.items()}))
+        rows += _claim_rows(trace, tokens, len(answers) - 1)
+    return Table(tuple(answers), _stack(rows))
+
+
+def _tokens(trace: Trace) -> list[TokenFeatures]:
+    """Final features of every word of the answer; control tokens aside."""
+    steps = trace.steps
+    spoken = [i for i, s in enumerate(steps) if s.logits is not None and not s.is_special]
+    features = [token_features(steps, i, steps[i + 1] if i + 1 < len(steps) else None) for i in spoken]
+    return [f for f in features if f is not None]
+
+
+def _claim_rows(trace: Trace, tokens: Sequence[TokenFeatures], answer: int) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = []
+    for claim in trace.claims:
+        if claim.label == UNKNOWN or claim.token >= len(tokens):
+            continue
+        features = tokens[claim.token]
+        rows.append(
+            {
+                "heads": features.heads,
+                "logits": features.logits,
+                "place": features.place,
+                "kind": kind_features(claim.kind),
+                "budget": budget_features(trace.prompt),
+                "label": claim.label,
+                "kinds": claim.kind,
+                "group": trace.group,
+                "condition": trace.condition,
+                "answer": answer,
+                "token": claim.token,
+                "strategy": -2 if claim.shifts is None else _strategy_index(claim.shifts, trace.source),
+                "halves": (-2, -2) if claim.halves is None else tuple(_strategy_index(h, trace.source) for h in claim.halves),
+            }
+        )
+    return rows
+
+
+def _strategy_index(shifts: dict[str, float], source: str) -> int:
+    label = strategy_of(shifts, source)
+    return -1 if label is None else STRATEGIES.index(label)
+
+
+def _stack(rows: list[dict[str, object]]) -> Claims:
+    kinds = {"label": np.int8, "strategy": np.int8, "halves": np.int8, "answer": np.int64, "token": np.int64}
+    names = Claims.__dataclass_fields__
+    return Claims(**{name: np.array([row[name] for row in rows], dtype=kinds.get(name)) for name in names})

@@ -1,0 +1,168 @@
+"""Fitting linear probes with mature libraries; what comes out is arrays."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.preprocessing import StandardScaler
+
+from introspect_probes.errors import FitError
+from introspect_probes.linear import LinearProbe, Platt, sigmoid
+
+Floats = NDArray[np.floating]
+STRENGTHS = (0.01, 0.03, 0.1)
+"""Candidate inverse penalties (scikit-learn's C) of the l1 search."""
+FOLDS = 3
+
+
+def check_labels(labels: NDArray[np.int8], groups: NDArray[np.str_], what: str) -> None:
+    """Make sure that a fit can be made.
+
+    Raises:
+        FitError: one class only, or too few groups to split.
+    """
+    if len(labels) == 0:
+        raise FitError(f"{what}: no labelled rows; record cases that have answers")
+    if len(np.unique(labels)) < 2:
+        raise FitError(f"{what}: all {len(labels)} labels are {labels[0]}; record harder or easier cases so that both occur")
+    if len(np.unique(groups)) < 2 * FOLDS:
+        raise FitError(f"{what}: {len(np.unique(groups))} groups, at least {2 * FOLDS} are needed for grouped cross-validation")
+
+
+def fit_logistic(
+    features: Floats, labels: NDArray[np.int8], groups: NDArray[np.str_], *, weights: Floats | None = None, strengths: Sequence[float] = STRENGTHS
+) -> tuple[LinearProbe, float]:
+    """l1 logistic regression on standardised features, the penalty found by grouped cross-validation of the log loss.
+
+    Args:
+        features: `[rows, features]`.
+        labels: 0 or 1, or class indices.
+        groups: rows of one group stay in one fold.
+        weights: of the rows, or equal.
+        strengths: candidate inverse penalties.
+
+    Returns:
+        The probe, and the inverse penalty that was chosen.
+
+    Raises:
+        FitError: labels or groups do not allow a fit, or features are not finite.
+    """
+    if not np.isfinite(features).all():
+        row = int(np.flatnonzero(~np.isfinite(features).all(axis=1))[0])
+        raise FitError(f"row {row} holds a feature that is not finite; record its trace again")
+    check_labels(labels, groups, "probe")
+    row_weights = np.ones(len(labels)) if weights is None else np.asarray(weights, dtype=np.float64)
+    best, best_loss = strengths[0], np.inf
+    if len(strengths) > 1:
+        folds = list(StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0).split(features, labels, groups))
+        for strength in strengths:
+            losses = []
+            for train, test in folds:
+                probe = _fit(features[train], labels[train], row_weights[train], strength)
+                losses.append(log_loss(labels[test], _probabilities(probe, features[test]), sample_weight=row_weights[test], labels=np.unique(labels)))
+            if np.mean(losses) < best_loss:
+                best, best_loss = strength, float(np.mean(losses))
+    return _fit(features, labels, row_weights, best), best
+
+
+def out_of_fold_logits(
+    features: Floats, labels: NDArray[np.int8], groups: NDArray[np.str_], strength: float, weights: Floats | None = None
+) -> NDArray[np.float64]:
+    """Binary logits of each row from a probe that never saw its group."""
+    row_weights = np.ones(len(labels)) if weights is None else np.asarray(weights, dtype=np.float64)
+    result = np.zeros(len(labels))
+    for train, test in StratifiedGroupKFold(FOLDS, shuffle=True, random_state=1).split(features, labels, groups):
+        result[test] = _fit(features[train], labels[train], row_weights[train], strength).logits(features[test])[:, 0]
+    return result
+
+
+def fit_platt(logits: Floats, labels: NDArray[np.int8], what: str) -> Platt:
+    """Sigmoid calibration of logits on rows that no probe was fitted on.
+
+    Raises:
+        FitError: one class only.
+    """
+    if len(np.unique(labels)) < 2:
+        raise FitError(f"calibration of {what}: all {len(labels)} labels are the same; record more cases for calibration")
+    identity = LogisticRegression()
+    identity.classes_, identity.coef_, identity.intercept_ = np.array([0, 1]), np.array([[1.0]]), np.array([0.0])
+    identity.n_features_in_ = 1
+    calibrated = CalibratedClassifierCV(FrozenEstimator(identity), method="sigmoid").fit(np.asarray(logits)[:, None], labels)
+    calibrator = calibrated.calibrated_classifiers_[0].calibrators[0]
+    return Platt(float(calibrator.a_), float(calibrator.b_))
+
+
+def fit_temperature(logits: Floats, labels: NDArray[np.int8]) -> float:
+    """The temperature that makes softmax(logits / T) fit the labels best."""
+    from scipy.optimize import minimize_scalar
+    from scipy.special import log_softmax
+
+    rows = np.arange(len(labels))
+
+    def loss(log_temperature: float) -> float:
+        return -float(log_softmax(logits / np.exp(log_temperature), axis=1)[rows, labels].mean())
+
+    return float(np.exp(minimize_scalar(loss, bounds=(-2.0, 3.0), method="bounded").x))
+
+
+def class_thresholds(probabilities: Floats, labels: NDArray[np.int8], alpha: float) -> tuple[float, ...]:
+    """Per class, the smallest probability that stays in its conformal set at coverage 1 - alpha.
+
+    Split-conformal with the least-ambiguous-set score 1 - p, within each true class
+    (class-conditional). A class with too few calibration rows is always kept.
+    """
+    thresholds = []
+    for column in range(probabilities.shape[1]):
+        own = np.sort(1 - probabilities[labels == column, column])
+        rank = int(np.ceil((len(own) + 1) * (1 - alpha)))
+        thresholds.append(float(1 - own[rank - 1]) if 0 < rank <= len(own) else 0.0)
+    return tuple(thresholds)
+
+
+def balancing_weights(cells: Sequence[object], labels: NDArray[np.int8], limit: float = 10.0) -> NDArray[np.float64]:
+    """Weights under which both labels weigh alike within every cell (HaloProbe's balancing, arXiv 2604.06165)."""
+    names = np.array([str(cell) for cell in cells])
+    weights = np.ones(len(labels))
+    for name in np.unique(names):
+        inside = names == name
+        for value in (0, 1):
+            own = inside & (labels == value)
+            if own.any():
+                weights[own] = min(limit, 0.5 * inside.sum() / own.sum())
+    return weights
+
+
+def _fit(features: Floats, labels: NDArray[np.int8], weights: NDArray[np.float64], strength: float) -> LinearProbe:
+    scaler = StandardScaler().fit(features)
+    standard = np.clip(scaler.transform(features), -8, 8).astype(np.float64)
+    binary = len(np.unique(labels)) == 2  # noqa: PLR2004 - liblinear takes two classes
+    model = LogisticRegression(
+        C=strength, l1_ratio=1.0, solver="liblinear" if binary else "saga", max_iter=300, tol=1e-3, random_state=0,
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # at this tolerance the search's losses no longer change
+        model.fit(standard, labels, sample_weight=weights)
+    return LinearProbe(
+        scaler.mean_.astype(np.float32),
+        np.where(scaler.scale_ > 0, scaler.scale_, 1).astype(np.float32),
+        model.coef_.astype(np.float32),
+        model.intercept_.astype(np.float32),
+    )
+
+
+def _probabilities(probe: LinearProbe, features: Floats) -> NDArray[np.float64]:
+    logits = probe.logits(features)
+    if logits.shape[1] == 1:
+        p = sigmoid(logits[:, 0])
+        return np.stack([1 - p, p], axis=1)
+    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True))

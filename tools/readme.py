@@ -1,0 +1,148 @@
+"""Write the generated blocks of the READMEs: `python tools/readme.py [--check] [--run]`.
+
+A block stands between `<!-- output NAME -->` and `<!-- end -->`. Figures come
+from result files; with `--run`, what the snippets print comes from running
+them against a service that this program starts.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from introspect.loading import embedded_folder
+from introspect_probes.report import answers_table, claims_table, conditions_table, domain_line, strategy_lines, summary
+
+ROOT = Path(__file__).resolve().parent.parent
+REPORT = ROOT / "probes" / "results" / "embedded-1" / "report.json"
+PAGES = (ROOT / "README.md", ROOT / "probes" / "README.md")
+SNIPPETS = ("curl", "openai", "stream")
+TIGHT = "snapkv@20%"
+_BLOCK = re.compile(r"(<!-- output (?P<name>[\w-]+) -->\n)(?P<body>.*?)(<!-- end -->)", re.DOTALL)
+_SNIPPET = re.compile(r"<!-- snippet (?P<name>[\w-]+) -->\n```(?P<language>\w+)\n(?P<code>.*?)```", re.DOTALL)
+
+
+def figures() -> dict[str, str]:
+    """Every block that comes from a result file."""
+    report = json.loads(REPORT.read_text(encoding="utf-8"))
+    return {
+        "conditions": conditions_table(report),
+        "claims-full": claims_table(report, "full"),
+        "claims-tight": claims_table(report, TIGHT),
+        "answers": answers_table(report),
+        "strategy": strategy_lines(report),
+        "domain": domain_line(report),
+        "report": summary(report).partition("\n\n")[2],
+        "model": model_table(),
+    }
+
+
+def model_table() -> str:
+    """The embedded model's size, training and accuracy by question type."""
+    record: dict[str, Any] = json.loads((embedded_folder() / "training_record.json").read_text(encoding="utf-8"))
+    test = record["accuracy"]["test"]
+    kinds = [k for k in test if k != "picture"]
+    lines = [
+        f"A LLaVA (CLIP tower, projector, Llama with grouped-query attention) of {record['parameters'] / 1e6:.2f} M parameters in bf16, "
+        f"144 image tokens, trained in {record['seconds'] / 60:.0f} minutes on {record['provenance']['machine']['cores']} cores. "
+        f"On handwriting it never saw it answers {test['picture']['accuracy']:.1%} of picture questions exactly right, types weighted equally:",
+        "",
+        "| " + " | ".join(kinds) + " |",
+        "|" + "---|" * len(kinds),
+        "| " + " | ".join(f"{test[k]['accuracy']:.1%}" for k in kinds) + " |",
+    ]
+    return "\n".join(lines)
+
+
+def snippets(page: str) -> dict[str, tuple[str, str]]:
+    """Language and code of each snippet of a page."""
+    return {m["name"]: (m["language"], m["code"]) for m in _SNIPPET.finditer(page)}
+
+
+def run_snippet(language: str, code: str) -> str:
+    """What a snippet prints, run from the repository's root.
+
+    Raises:
+        CalledProcessError: it failed.
+    """
+    command = ["bash", "-c", code.replace(".venv/bin/python", sys.executable)] if language == "bash" else [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    return done.stdout.rstrip()
+
+
+@contextmanager
+def service() -> Iterator[None]:
+    """A service on its usual ports, as `make run` starts it.
+
+    Raises:
+        RuntimeError: it did not come up.
+    """
+    program = shutil.which("introspect", path=str(Path(sys.executable).parent)) or "introspect"
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen([program, "serve"], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            _wait_until_ready(process, log)
+            yield
+        finally:
+            process.terminate()
+            process.wait(timeout=30)
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], log: Any) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with urllib.request.urlopen("http://127.0.0.1:8000/readyz", timeout=2):
+                return
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            time.sleep(0.2)
+    log.seek(0)
+    raise RuntimeError(f"the service did not start: {log.read()}")
+
+
+def filled(page: str, blocks: dict[str, str]) -> str:
+    """The page with its blocks written anew; a block that is not among `blocks` stays as it is."""
+
+    def write(match: re.Match[str]) -> str:
+        body = f"{blocks[match['name']]}\n" if match["name"] in blocks else match["body"]
+        return f"{match[1]}{body}{match[4]}"
+
+    return _BLOCK.sub(write, page)
+
+
+def main(
+    *,
+    check: Annotated[bool, typer.Option("--check", help="Change nothing; fail if a figure is stale.")] = False,
+    run: Annotated[bool, typer.Option("--run", help="Also run the snippets and write down what they print.")] = False,
+) -> None:
+    """Bring the READMEs up to their result files."""
+    blocks = figures()
+    if run:
+        found = snippets(PAGES[0].read_text(encoding="utf-8"))
+        with service():
+            blocks |= {name: f"```text\n{run_snippet(*found[name])}\n```" for name in SNIPPETS}
+    for path in PAGES:
+        page = path.read_text(encoding="utf-8")
+        fresh = filled(page, blocks)
+        if check and fresh != page:
+            typer.echo(f"{path.name} is stale: run python tools/readme.py", err=True)
+            raise typer.Exit(1)
+        if fresh != page:
+            path.write_text(fresh, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)
