@@ -55,10 +55,14 @@ def model_table() -> str:
     record: dict[str, Any] = json.loads((embedded_folder() / "training_record.json").read_text(encoding="utf-8"))
     test = record["accuracy"]["test"]
     kinds = [k for k in test if k != "picture"]
-    lines = [
+    size = (
         f"A LLaVA (CLIP tower, projector, Llama with grouped-query attention) of {record['parameters'] / 1e6:.2f} M parameters in bf16, "
         f"144 image tokens, trained in {record['seconds'] / 60:.0f} minutes on {record['provenance']['machine']['cores']} cores. "
-        f"On handwriting it never saw it answers {test['picture']['accuracy']:.1%} of picture questions exactly right, types weighted equally:",
+        f"On handwriting it never saw it answers {test['picture']['accuracy']:.1%} of picture questions exactly right, "
+        "types weighted equally:"
+    )
+    lines = [
+        size,
         "",
         "| " + " | ".join(kinds) + " |",
         "|" + "---|" * len(kinds),

@@ -28,7 +28,14 @@ class AttentionPass(Protocol):
     """What is done at each layer's attention while the pass is active."""
 
     def attend(
-        self, layer: int, module: torch.nn.Module, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, **kwargs: Any
+        self,
+        layer: int,
+        module: torch.nn.Module,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        mask: torch.Tensor | None,
+        **kwargs: Any,
     ) -> torch.Tensor:
         """Output `[batch, queries, heads, head_dim]` from q, k, v `[batch, heads, tokens, head_dim]`, after RoPE."""
         ...
@@ -66,7 +73,14 @@ class PrefillPass:
     scale: dict[int, float] = field(default_factory=dict)
 
     def attend(
-        self, layer: int, module: torch.nn.Module, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, **kwargs: Any
+        self,
+        layer: int,
+        module: torch.nn.Module,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        mask: torch.Tensor | None,
+        **kwargs: Any,
     ) -> torch.Tensor:
         """See `AttentionPass`."""
         self.k[layer], self.v[layer] = k, v
@@ -94,7 +108,14 @@ class DecodePass:
     stats: dict[int, HeadStats] = field(default_factory=dict)
 
     def attend(
-        self, layer: int, module: torch.nn.Module, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, **kwargs: Any
+        self,
+        layer: int,
+        module: torch.nn.Module,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        mask: torch.Tensor | None,
+        **kwargs: Any,
     ) -> torch.Tensor:
         """See `AttentionPass`; one query token for each sequence."""
         del module, mask

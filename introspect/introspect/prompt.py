@@ -99,7 +99,9 @@ def render(loaded: LoadedModel, messages: tuple[Message, ...]) -> str:
     chat = [
         {
             "role": message.role,
-            "content": [{"type": "image"} if isinstance(part, ImagePart) else {"type": "text", "text": part.text} for part in message.parts],
+            "content": [
+                {"type": "image"} if isinstance(part, ImagePart) else {"type": "text", "text": part.text} for part in message.parts
+            ],
         }
         for message in messages
     ]

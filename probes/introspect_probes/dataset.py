@@ -109,7 +109,10 @@ class Table:
             seen = [r for r in by_answer.get(number, []) if self.claims.token[r] < count]
             rows.append(
                 answer_features(
-                    list(answer.tokens[:count]), [float(risks[r]) for r in seen], [str(self.claims.kinds[r]) for r in seen], answer.trace.prompt
+                    list(answer.tokens[:count]),
+                    [float(risks[r]) for r in seen],
+                    [str(self.claims.kinds[r]) for r in seen],
+                    answer.trace.prompt,
                 )
             )
         return np.stack(rows)

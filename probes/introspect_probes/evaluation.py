@@ -216,7 +216,9 @@ def evaluate_strategy(probes: ProbeSet, claims: Claims) -> dict[str, Any]:
         "accuracy": round(float((probabilities.argmax(1) == labels).mean()), 4),
         "type_only_macro_f1": round(float(f1_score(labels, [kinds[k] for k in rows.kinds.tolist()], average="macro")), 4),
         "label_agreement_across_donors": round(float((measured.halves[both, 0] == measured.halves[both, 1]).mean()), 4),
-        "set_coverage": {probes.strategies[i]: round(float(sets[labels == i, i].mean()), 4) for i in range(len(known)) if (labels == i).any()},
+        "set_coverage": {
+            probes.strategies[i]: round(float(sets[labels == i, i].mean()), 4) for i in range(len(known)) if (labels == i).any()
+        },
         "singletons": round(float((sets.sum(1) == 1).mean()), 4),
     }
 
@@ -249,5 +251,3 @@ def _condition_facts(test: Table, condition: str) -> dict[str, Any]:
         "claims": len(claims),
         "false": round(float(claims.label.mean()), 4),
     }
-
-

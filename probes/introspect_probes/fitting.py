@@ -39,7 +39,12 @@ def check_labels(labels: NDArray[np.int8], groups: NDArray[np.str_], what: str) 
 
 
 def fit_logistic(
-    features: Floats, labels: NDArray[np.int8], groups: NDArray[np.str_], *, weights: Floats | None = None, strengths: Sequence[float] = STRENGTHS
+    features: Floats,
+    labels: NDArray[np.int8],
+    groups: NDArray[np.str_],
+    *,
+    weights: Floats | None = None,
+    strengths: Sequence[float] = STRENGTHS,
 ) -> tuple[LinearProbe, float]:
     """l1 logistic regression on standardised features, the penalty found by grouped cross-validation of the log loss.
 
@@ -68,7 +73,9 @@ def fit_logistic(
             losses = []
             for train, test in folds:
                 probe = _fit(features[train], labels[train], row_weights[train], strength)
-                losses.append(log_loss(labels[test], _probabilities(probe, features[test]), sample_weight=row_weights[test], labels=np.unique(labels)))
+                losses.append(
+                    log_loss(labels[test], _probabilities(probe, features[test]), sample_weight=row_weights[test], labels=np.unique(labels))
+                )
             if np.mean(losses) < best_loss:
                 best, best_loss = strength, float(np.mean(losses))
     return _fit(features, labels, row_weights, best), best
@@ -144,7 +151,7 @@ def balancing_weights(cells: Sequence[object], labels: NDArray[np.int8], limit: 
 def _fit(features: Floats, labels: NDArray[np.int8], weights: NDArray[np.float64], strength: float) -> LinearProbe:
     scaler = StandardScaler().fit(features)
     standard = np.clip(scaler.transform(features), -8, 8).astype(np.float64)
-    binary = len(np.unique(labels)) == 2  # noqa: PLR2004 - liblinear takes two classes
+    binary = len(np.unique(labels)) == 2
     model = LogisticRegression(
         C=strength, l1_ratio=1.0, solver="liblinear" if binary else "saga", max_iter=300, tol=1e-3, random_state=0,
     )  # fmt: skip

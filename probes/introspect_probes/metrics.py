@@ -83,7 +83,7 @@ def expected_calibration_error(probabilities: Floats, labels: Labels, bins: int 
     order = np.argsort(probabilities, kind="stable")
     total = 0.0
     for rows in np.array_split(order, min(bins, len(order))):
-        if len(rows) < 2:  # noqa: PLR2004 - a variance needs two
+        if len(rows) < 2:
             continue
         rate = labels[rows].mean()
         gap = (rate - probabilities[rows].mean()) ** 2 - rate * (1 - rate) / (len(rows) - 1)

@@ -129,7 +129,10 @@ class ProbeSet:
         internal = float(self.internal.logits(internal_features(features, kind))[0])
         prior = float(self.prior.logits(prior_features(features, kind, prompt))[0])
         return HallucinationRisk(
-            risk=float(self.risk_calibration(internal + prior)), internal=float(sigmoid(internal)), prior=float(sigmoid(prior)), kind="claim"
+            risk=float(self.risk_calibration(internal + prior)),
+            internal=float(sigmoid(internal)),
+            prior=float(sigmoid(prior)),
+            kind="claim",
         )
 
     def strategy_of(self, features: TokenFeatures) -> Strategy:
@@ -217,7 +220,13 @@ def answer_features(tokens: list[TokenFeatures], risks: list[float], kinds: list
     heads = np.mean([t.heads for t in tokens], axis=0)
     clipped = np.clip(risks, 1e-4, 1 - 1e-4) if risks else np.zeros(0)
     all_true = float(np.log1p(-clipped).sum())
-    summary = [max(risks, default=0.0), float(np.mean(risks)) if risks else 0.0, all_true, np.log(-np.expm1(min(all_true, -1e-6))), len(risks)]
+    summary = [
+        max(risks, default=0.0),
+        float(np.mean(risks)) if risks else 0.0,
+        all_true,
+        np.log(-np.expm1(min(all_true, -1e-6))),
+        len(risks),
+    ]
     counts = np.sum([kind_features(k) for k in kinds], axis=0) if kinds else kind_features("")
     return np.concatenate(
         [heads, tokens[-1].logits, np.log1p(counts), np.array([*summary, np.log1p(len(tokens))]), budget_features(prompt)]

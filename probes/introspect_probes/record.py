@@ -71,7 +71,9 @@ def trace_id(case: Case, budget: Budget) -> str:
 def request_of(case: Case, budget: Budget, max_tokens: int = MAX_ANSWER_TOKENS, name: str | None = None) -> Request:
     """The request that asks a case's question, greedily."""
     sampling = SamplingParams(max_tokens=max_tokens)
-    return Request.ask(name or trace_id(case, budget), case.question, case.picture(), context=case.context, sampling=sampling, budget=budget)
+    return Request.ask(
+        name or trace_id(case, budget), case.question, case.picture(), context=case.context, sampling=sampling, budget=budget
+    )
 
 
 def answer_cases(engine: Engine, pairs: Sequence[tuple[Case, Budget]], max_tokens: int = MAX_ANSWER_TOKENS) -> list[Trace]:

@@ -32,7 +32,9 @@ def answers_table(report: dict[str, Any]) -> str:
         cells = [_cell(report["answers"][c]["auroc"][name]) for c in conditions]
         shown = f"**{name} (confidence)**" if name == "probe" else name
         lines.append(f"| {shown} | {' | '.join(cells)} |")
-    lines.append("| calibration error of confidence | " + " | ".join(f"{report['answers'][c]['confidence']['ece']:.3f}" for c in conditions) + " |")
+    lines.append(
+        "| calibration error of confidence | " + " | ".join(f"{report['answers'][c]['confidence']['ece']:.3f}" for c in conditions) + " |"
+    )
     return "\n".join(lines)
 
 
@@ -67,7 +69,8 @@ def domain_line(report: dict[str, Any]) -> str:
     if not facts.get("outside"):
         return "No prompts from outside the world were recorded."
     return (
-        f"{facts['outside']:,} prompts with photographs, textures or words that the fit never met, against {facts['inside']:,} of the world: "
+        f"{facts['outside']:,} prompts with photographs, textures or words that the fit never met, "
+        f"against {facts['inside']:,} of the world: "
         f"AUROC {facts['auroc']:.3f}; {facts['outside_told']:.1%} told as outside, {facts['inside_kept']:.1%} of the world's kept"
     )
 
@@ -81,9 +84,11 @@ def summary(report: dict[str, Any]) -> str:
         parts += [
             f"## False claims, {condition}",
             claims_table(report, condition),
-            f"Calibration error of the risk {calibration['ece']:.3f}; Brier {calibration['brier']:.3f}; "
-            f"AUROC within position bins: probe {within['probe']:.3f}, L {within['L']:.3f}; "
-            f"fitted on shuffled labels: {report['claims'][condition]['shuffled_labels']:.3f}.",
+            (
+                f"Calibration error of the risk {calibration['ece']:.3f}; Brier {calibration['brier']:.3f}; "
+                f"AUROC within position bins: probe {within['probe']:.3f}, L {within['L']:.3f}; "
+                f"fitted on shuffled labels: {report['claims'][condition]['shuffled_labels']:.3f}."
+            ),
         ]
     parts += ["## Right answers", answers_table(report), "## Strategy", strategy_lines(report), "## Outside", domain_line(report)]
     return "\n\n".join(parts)

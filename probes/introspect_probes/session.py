@@ -139,4 +139,3 @@ class ProbeSession:
             return None
         mean = np.mean([[s.probabilities[label] for label in self.probes.strategies] for s in strategies], axis=0)
         return self.probes.strategy_from(mean)
-

@@ -231,7 +231,8 @@ def _row(trace: Trace) -> dict[str, Any]:
     heads = [s.heads for s in trace.steps if s.heads is not None]
     logits = [s.logits for s in tokens if s.logits is not None]
     row: dict[str, Any] = {
-        name: getattr(trace, name) for name in ("id", "case_id", "group", "pool", "kind", "source", "prior", "question", "answer", "correct")
+        name: getattr(trace, name)
+        for name in ("id", "case_id", "group", "pool", "kind", "source", "prior", "question", "answer", "correct")
     }
     row |= {
         "policy": budget.policy, "nominal": budget.nominal, "effective": budget.effective, "prompt_tokens": budget.prompt_tokens,
@@ -287,7 +288,11 @@ def _steps(row: dict[str, Any], prompt: PromptInfo, shape: dict[str, int]) -> It
     for t in range(count):
         candidates = slice(t * width, (t + 1) * width)
         logits = LogitStats(
-            row["logprob"][t], row["logit_entropy"][t], row["margin"][t], tuple(row["top_ids"][candidates]), tuple(row["top_logprobs"][candidates])
+            row["logprob"][t],
+            row["logit_entropy"][t],
+            row["margin"][t],
+            tuple(row["top_ids"][candidates]),
+            tuple(row["top_logprobs"][candidates]),
         )
         yield StepTrace(
             prompt, t, row["positions"][t], row["tokens"][t], row["texts"][t], row["special"][t], logits, heads[t] if heads else None

@@ -96,7 +96,9 @@ def fit_probe_set(fit: Table, calibration: Table, outside: list[Trace], manifest
         strategies=tuple(STRATEGIES[i] for i in states),
         strategy_temperature=temperature,
         strategy_thresholds=thresholds,
-        domain=_fit_domain([a.trace.prompt for a in fit.answers], [a.trace.prompt for a in calibration.answers], [t.prompt for t in outside]),
+        domain=_fit_domain(
+            [a.trace.prompt for a in fit.answers], [a.trace.prompt for a in calibration.answers], [t.prompt for t in outside]
+        ),
     )
 
 
@@ -164,8 +166,10 @@ def _fit_strategy(fit: Claims, calibration: Claims) -> tuple[LinearProbe, list[i
     Raises:
         FitError: fewer than two states have enough labelled claims.
     """
-    states = [s for s in range(len(STRATEGIES)) if (fit.strategy == s).sum() >= MIN_STATES and (calibration.strategy == s).sum() >= MIN_STATES]
-    if len(states) < 2:  # noqa: PLR2004 - one state is no choice
+    states = [
+        s for s in range(len(STRATEGIES)) if (fit.strategy == s).sum() >= MIN_STATES and (calibration.strategy == s).sum() >= MIN_STATES
+    ]
+    if len(states) < 2:
         raise FitError(f"strategy: {len(states)} states have {MIN_STATES} labelled claims; record with --interventions")
     rows, held = fit.where(np.isin(fit.strategy, states)), calibration.where(np.isin(calibration.strategy, states))
     labels = np.array([states.index(s) for s in rows.strategy], dtype=np.int8)
@@ -183,7 +187,9 @@ def _fit_strategy(fit: Claims, calibration: Claims) -> tuple[LinearProbe, list[i
 
 def _two_outputs(probe: LinearProbe) -> LinearProbe:
     """A binary probe with one output a class."""
-    return LinearProbe(probe.mean, probe.scale, np.concatenate([0 * probe.weight, probe.weight]), np.concatenate([0 * probe.bias, probe.bias]))
+    return LinearProbe(
+        probe.mean, probe.scale, np.concatenate([0 * probe.weight, probe.weight]), np.concatenate([0 * probe.bias, probe.bias])
+    )
 
 
 def _fit_domain(fit: list[PromptInfo], calibration: list[PromptInfo], outside: list[PromptInfo]) -> Domain:
@@ -236,4 +242,3 @@ def _counts(fit: Table, calibration: Table) -> dict[str, dict[str, int]]:
         }
         for part, table in (("fit", fit), ("calibration", calibration))
     }
-

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -40,7 +41,7 @@ def _producing(steps: Sequence[StepTrace]) -> list[HeadRow]:
 
 
 def _reading(steps: Sequence[StepTrace]) -> list[HeadRow]:
-    return [after.heads for before, after in zip(steps, steps[1:], strict=False) if before.logits is not None and after.heads is not None]
+    return [after.heads for before, after in pairwise(steps) if before.logits is not None and after.heads is not None]
 
 
 def visual_attention_score(steps: Sequence[StepTrace]) -> float:

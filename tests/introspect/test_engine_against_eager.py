@@ -34,7 +34,7 @@ def eager_run(tiny: TinyModel, prompt: EncodedPrompt, answer: list[int]) -> Iter
     """Outputs of one eager forward over prompt and answer, and each layer's q, k, v."""
     seen: list[dict[str, torch.Tensor]] = []
 
-    def spy(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, scaling: float | None = None, **_: Any) -> Any:
+    def spy(_module: Any, query: Any, key: Any, value: Any, attention_mask: Any, scaling: float | None = None, **_: Any) -> Any:
         group = query.shape[1] // key.shape[1]
         k, v = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
         scores = query @ k.transpose(-1, -2) * (scaling if scaling is not None else query.shape[-1] ** -0.5)
@@ -50,7 +50,7 @@ def eager_run(tiny: TinyModel, prompt: EncodedPrompt, answer: list[int]) -> Iter
     try:
         ids = torch.cat([prompt.token_ids, torch.tensor(answer)])[None]
         given = {**prompt.pixels, "input_ids": ids}
-        kwargs: dict[str, Any] = {k: v for k, v in tiny.vision_kwargs({**tiny.inputs(0), **given}).items()}
+        kwargs: dict[str, Any] = dict(tiny.vision_kwargs({**tiny.inputs(0), **given}))
         if "mm_token_type_ids" in kwargs:
             kwargs["mm_token_type_ids"] = (ids == tiny.loaded.image_token_id).int()
         with torch.no_grad():

@@ -10,7 +10,14 @@ import pytest
 from introspect.types import StepTrace
 from introspect_kernels import Segment
 from introspect_probes.traces import Trace
-from introspect_probes.training_free import attention_score, lookback_ratio, mean_logprob, prelim_attention_score, rauq, visual_attention_score
+from introspect_probes.training_free import (
+    attention_score,
+    lookback_ratio,
+    mean_logprob,
+    prelim_attention_score,
+    rauq,
+    visual_attention_score,
+)
 
 
 @pytest.fixture
@@ -28,7 +35,9 @@ def steps(traces: list[Trace]) -> list[StepTrace]:
         retained[..., Segment.IMAGE], retained[..., Segment.TEMPLATE], retained[..., Segment.GENERATED] = 6, 2, 1
         previous = np.full(shape, 0.1, dtype=np.float32)
         previous[:, 2] = 0.5
-        heads = replace(template.heads, mass=mass, retained=retained, self_mass=np.full(shape, np.exp(-2), dtype=np.float32), previous_mass=previous)
+        heads = replace(
+            template.heads, mass=mass, retained=retained, self_mass=np.full(shape, np.exp(-2), dtype=np.float32), previous_mass=previous
+        )
         logits = replace(template.logits, logprob=-0.5 * index)
         made.append(replace(template, index=index, heads=heads, logits=logits if index < 3 else None, token_id=5 if index < 3 else -1))
     return made

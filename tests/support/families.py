@@ -78,9 +78,7 @@ def _llava_next() -> TinyModel:
         vocab_size=len(tokenizer), hidden_size=96, intermediate_size=96, num_hidden_layers=3, num_attention_heads=6,
         num_key_value_heads=2, head_dim=16, max_position_embeddings=512, eos_token_id=2,
     )  # fmt: skip
-    vision = CLIPVisionConfig(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8
-    )
+    vision = CLIPVisionConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8)
     config = LlavaNextConfig(
         vision_config=vision, text_config=text, image_token_index=image_token, image_grid_pinpoints=[[32, 64], [64, 32], [64, 64]],
         vision_feature_layer=-1,
@@ -105,7 +103,8 @@ def _qwen2_5_vl() -> TinyModel:
     config = Qwen2_5_VLConfig(
         text_config={
             "vocab_size": 400, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
-            "num_key_value_heads": 2, "max_position_embeddings": 512, "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0},
+            "num_key_value_heads": 2, "max_position_embeddings": 512,
+            "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0},
             "eos_token_id": 2, "bos_token_id": 1, "pad_token_id": 0,
         },
         vision_config={

@@ -17,7 +17,7 @@ from torch.utils.data import IterableDataset
 from transformers import PreTrainedTokenizerFast
 
 from introspect_probes.embedded.shape import NUM_IMAGE_TOKENS
-from introspect_probes.embedded.tokenizer import ASSISTANT, BOS, EOS, IMAGE, USER
+from introspect_probes.embedded.tokenizer import ASSISTANT, BOS, IMAGE, USER
 from introspect_probes.worlds.facts import RELATIONS, fact_book, syllables
 from introspect_probes.worlds.questions import ASKERS, Question, caption_of
 from introspect_probes.worlds.scene import COLOR_NAMES, Scene, SceneStyle, draw_scene

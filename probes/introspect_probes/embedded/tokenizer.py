@@ -22,12 +22,14 @@ USER, ASSISTANT, SYSTEM, IMAGE = "<|user|>", "<|assistant|>", "<|system|>", "<im
 SPECIAL = (PAD, BOS, EOS, UNK, USER, ASSISTANT, SYSTEM, IMAGE)
 MAX_NUMBER = 99
 
-_FRAME_WORDS = (
-    "a above add all an and answer are at below by color column describe digit digits do does empty every everything find "
-    "give has have hidden how i image in is it list live lives many me no none not nothing nowhere number numbers of only "
-    "pet photo picture plus please question read right row see show sum tell that the there this to up was what where "
-    "which who yes you drink drinks . , : ; ? ! ' \" ( ) - + = / %"
-).split()
+_FRAME_WORDS = tuple(
+    (
+        "a above add all an and answer are at below by color column describe digit digits do does empty every everything find give has "
+        "have hidden how i image in is it list live lives many me no none not nothing nowhere number numbers of only pet photo picture "
+        "plus please question read right row see show sum tell that the there this to up was what where which who yes you drink drinks "
+    ).split()
+)
+_PUNCTUATION = tuple(".,:;?!'\"()-+=/%")
 _WORD, _SYLLABLE, _LETTER = -2.0, -8.0, -14.0
 
 CHAT_TEMPLATE = (
@@ -47,7 +49,7 @@ CHAT_TEMPLATE = (
 
 def world_words() -> list[str]:
     """Every word that the world's questions, notes and answers can hold, sorted."""
-    words = {*_FRAME_WORDS, *COLOR_NAMES, *PHOTOGRAPHERS, *(str(n) for n in range(MAX_NUMBER + 1))}
+    words = {*_FRAME_WORDS, *_PUNCTUATION, *COLOR_NAMES, *PHOTOGRAPHERS, *(str(n) for n in range(MAX_NUMBER + 1))}
     for relation in RELATIONS:
         words |= set(relation.values)
         words |= {w for w in (relation.question + " " + relation.statement).split() if "{" not in w}

@@ -131,7 +131,12 @@ class Run:
         for name, p in self.parameters.items():
             tensors |= {f"{key}/{name}": value for key, value in self.optimizer.state.get(p, {}).items()}
         path = self.folder / "state.safetensors"
-        notes = {"step": str(self.step), "curve": json.dumps(self.curve), "seconds": str(self.seconds), "plan": json.dumps(asdict(self.plan))}
+        notes = {
+            "step": str(self.step),
+            "curve": json.dumps(self.curve),
+            "seconds": str(self.seconds),
+            "plan": json.dumps(asdict(self.plan)),
+        }
         save_file({k: v.clone() for k, v in tensors.items()}, path.with_suffix(".part"), metadata=notes)
         path.with_suffix(".part").replace(path)
 

@@ -23,14 +23,19 @@ SIZE = 96
 _PHOTOGRAPHS: dict[Part, str] = {"fit": "flower.jpg", "test": "china.jpg"}
 _WORDS: dict[Part, tuple[str, ...]] = {
     "fit": tuple(
-        "animal bridge castle doctor engine forest garden hammer island jacket kitchen ladder mountain number orange picture queen "
-        "river summer table umbrella village window yellow winter because describe explain summarise happy large small people "
-        "walking sitting holding behind before weather capital president history meaning write poem story translate french".split()
+        (
+            "animal bridge castle doctor engine forest garden hammer island jacket kitchen ladder mountain number orange picture "
+            "queen river summer table umbrella village window yellow winter because describe explain summarise happy large small "
+            "people walking sitting holding behind before weather capital president history meaning write poem story translate "
+            "french "
+        ).split()
     ),
     "test": tuple(
-        "cat airplane bicycle camera dinner elephant flower guitar hospital insect jungle kangaroo lemon market needle ocean piano "
-        "question rabbit sailor tractor uncle violin whale xylophone yacht zebra person wearing running colorful famous building "
-        "year country price recipe code python function compute tell joke about song world peace brand".split()
+        (
+            "cat airplane bicycle camera dinner elephant flower guitar hospital insect jungle kangaroo lemon market needle ocean "
+            "piano question rabbit sailor tractor uncle violin whale xylophone yacht zebra person wearing running colorful "
+            "famous building year country price recipe code python function compute tell joke about song world peace brand "
+        ).split()
     ),
 }
 _OPENINGS = ("what is the", "who is the", "how does the", "why is the", "please", "is this a", "where can i find the", "describe the")
