@@ -84,7 +84,8 @@ def load_model(name_or_path: str = EMBEDDED, *, device: str = "cpu", dtype: torc
     try:
         config = AutoConfig.from_pretrained(folder)
         _refuse_unsupported(config)
-        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=compute, use_safetensors=True).to(device).eval()
+        model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=compute, use_safetensors=True)
+        model = model.to(device).eval()
         processor = AutoProcessor.from_pretrained(folder)
     except (OSError, ValueError, ImportError, KeyError) as problem:
         raise ModelLoadError(f"cannot load {name_or_path!r} as an image-text-to-text model: {problem}") from problem

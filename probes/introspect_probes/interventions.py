@@ -119,8 +119,8 @@ def _edits(case: Case, claim: ClaimLabel) -> dict[str, Callable[[np.random.Gener
         edits["evidence"] = lambda rng: edit_evidence(case, cells, rng, pool, change)
         edits["distractors"] = lambda rng: edit_distractors(case, cells, rng, pool, change)
     elif case.scene is not None:
-        everywhere = tuple(range(len(case.scene.cells)))
-        edits["evidence"] = lambda rng: edit_evidence(case, everywhere, rng, pool, "both")
+        seen = tuple(index for index, _ in case.scene.visible())  # a cover stays: what is under it is not shown
+        edits["evidence"] = lambda rng: edit_evidence(case, seen, rng, pool, "both")
     if case.context:
         edits["context"] = lambda rng: edit_context(case, rng)
     return edits

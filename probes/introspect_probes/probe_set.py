@@ -186,8 +186,13 @@ def load_probe_set(path_or_name: str | Path = EMBEDDED) -> ProbeSet:
     fitted, arrays = manifest.pop("fitted"), load_file(folder / _ARRAYS)
     return ProbeSet(
         manifest=manifest,
-        **{name: LinearProbe.from_arrays(name, arrays) for name in ("internal", "prior", "confidence", "strategy")},
-        **{name: Platt(**fitted[name]) for name in ("risk_calibration", "any_false_calibration", "confidence_calibration")},
+        internal=LinearProbe.from_arrays("internal", arrays),
+        prior=LinearProbe.from_arrays("prior", arrays),
+        risk_calibration=Platt(**fitted["risk_calibration"]),
+        any_false_calibration=Platt(**fitted["any_false_calibration"]),
+        confidence=LinearProbe.from_arrays("confidence", arrays),
+        confidence_calibration=Platt(**fitted["confidence_calibration"]),
+        strategy=LinearProbe.from_arrays("strategy", arrays),
         strategies=tuple(fitted["strategies"]),
         strategy_temperature=fitted["strategy_temperature"],
         strategy_thresholds=tuple(fitted["strategy_thresholds"]),

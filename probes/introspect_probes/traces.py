@@ -273,7 +273,7 @@ def _trace(row: dict[str, Any], shape: dict[str, int]) -> Trace:
             **{k: c[k] for k in ("token", "start", "end", "kind", "label")},
             evidence=tuple(c["evidence"]),
             shifts=json.loads(c["shifts"]) if c["shifts"] else None,
-            halves=tuple(json.loads(c["halves"])) if c["halves"] else None,  # type: ignore[arg-type]
+            halves=tuple(json.loads(c["halves"])) if c["halves"] else None,
         )
         for c in row["claims"]
     )

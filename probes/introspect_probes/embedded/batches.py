@@ -17,7 +17,7 @@ from torch.utils.data import IterableDataset
 from transformers import PreTrainedTokenizerFast
 
 from introspect_probes.embedded.shape import NUM_IMAGE_TOKENS
-from introspect_probes.embedded.tokenizer import ASSISTANT, BOS, IMAGE, USER
+from introspect_probes.embedded.tokenizer import ASSISTANT, BOS, IMAGE, USER, token_ids
 from introspect_probes.worlds.facts import RELATIONS, fact_book, syllables
 from introspect_probes.worlds.questions import ASKERS, Question, caption_of
 from introspect_probes.worlds.scene import COLOR_NAMES, Scene, SceneStyle, draw_scene
@@ -110,10 +110,9 @@ class Packer:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self._tokenizer = tokenizer
-        ids = tokenizer.convert_tokens_to_ids
         self._eos, self._pad = int(tokenizer.eos_token_id), int(tokenizer.pad_token_id)
-        self._assistant = int(ids(ASSISTANT))
-        self._prefix = [int(ids(BOS)), int(ids(USER)), *[int(ids(IMAGE))] * NUM_IMAGE_TOKENS]
+        bos, user, image, self._assistant = token_ids(tokenizer, BOS, USER, IMAGE, ASSISTANT)
+        self._prefix = [bos, user, *[image] * NUM_IMAGE_TOKENS]
 
     def pack(
         self, scenes: list[Scene], questions: list[list[tuple[str, Question]]], rng: np.random.Generator, text_only_share: float = 0.0

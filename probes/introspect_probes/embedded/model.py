@@ -8,7 +8,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from introspect_probes.embedded.batches import Batch
 from introspect_probes.embedded.shape import IMAGE_SIZE, NUM_IMAGE_TOKENS, PATCH_SIZE
-from introspect_probes.embedded.tokenizer import BOS, EOS, IMAGE, PAD, build_tokenizer
+from introspect_probes.embedded.tokenizer import BOS, EOS, IMAGE, PAD, build_tokenizer, token_ids
 
 
 def build_processor() -> LlavaProcessor:
@@ -33,7 +33,7 @@ def build_processor() -> LlavaProcessor:
 def build_config() -> LlavaConfig:
     """The configuration: 144 image tokens, 8 query heads over 4 KV heads in each of 5 layers."""
     tokenizer = build_tokenizer()
-    ids = dict(zip((BOS, EOS, PAD, IMAGE), tokenizer.convert_tokens_to_ids([BOS, EOS, PAD, IMAGE]), strict=True))
+    bos, eos, pad, image = token_ids(tokenizer, BOS, EOS, PAD, IMAGE)
     text = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=192,
@@ -44,9 +44,9 @@ def build_config() -> LlavaConfig:
         head_dim=32,
         max_position_embeddings=1024,
         tie_word_embeddings=True,
-        bos_token_id=ids[BOS],
-        eos_token_id=ids[EOS],
-        pad_token_id=ids[PAD],
+        bos_token_id=bos,
+        eos_token_id=eos,
+        pad_token_id=pad,
     )
     vision = CLIPVisionConfig(
         hidden_size=128,
@@ -59,7 +59,7 @@ def build_config() -> LlavaConfig:
     return LlavaConfig(
         vision_config=vision,
         text_config=text,
-        image_token_index=ids[IMAGE],
+        image_token_index=image,
         image_seq_length=NUM_IMAGE_TOKENS,
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",

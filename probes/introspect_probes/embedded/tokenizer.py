@@ -56,6 +56,12 @@ def world_words() -> list[str]:
     return sorted(words)
 
 
+def token_ids(tokenizer: PreTrainedTokenizerFast, *tokens: str) -> list[int]:
+    """The ids of tokens."""
+    vocabulary = tokenizer.get_vocab()
+    return [vocabulary[token] for token in tokens]
+
+
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """Build the tokenizer; the same one every time."""
     pieces: dict[str, float] = dict.fromkeys(SPECIAL, 0.0)

@@ -12,6 +12,7 @@ log-spaced checkpoints can be made again.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import math
@@ -33,7 +34,8 @@ from tqdm import tqdm
 from introspect.provenance import provenance
 from introspect_probes.embedded.batches import IGNORE, NUM_COLOR_CLASSES, NUM_DIGIT_CLASSES, Batch, PackedBatches
 from introspect_probes.embedded.evaluate import accuracy_by_kind
-from introspect_probes.embedded.model import IMAGE_SIZE, PATCH_SIZE, build_model, build_processor, forward_packed, image_features
+from introspect_probes.embedded.model import build_model, build_processor, forward_packed, image_features
+from introspect_probes.embedded.shape import IMAGE_SIZE, PATCH_SIZE
 from introspect_probes.worlds.scene import CELL_PIXELS, NATURAL, SceneStyle
 
 EASY = SceneStyle(clarity={"clear": 1.0}, fill=(0.7, 1.0))
@@ -112,7 +114,7 @@ class Run:
         self.plan, self.folder = plan, folder
         self.model = build_model()
         self.model.model.vision_tower.set_attn_implementation("eager")  # twice as fast to train on a CPU at this size
-        self.reader = DenseReader(self.model.config.text_config.hidden_size)
+        self.reader = DenseReader(self.model.lm_head.in_features)
         self.processor = build_processor()
         self.step = 0
         self.curve: list[dict[str, float]] = []
@@ -159,10 +161,9 @@ class Run:
 
     def export(self, folder: Path) -> None:
         """Write the model in bf16 with its processor, in Hugging Face format."""
-        dtype = self.model.dtype
-        self.model.to(torch.bfloat16).save_pretrained(folder)
+        stored = copy.deepcopy(self.model).bfloat16()
+        stored.save_pretrained(folder)
         self.processor.save_pretrained(folder)
-        self.model.to(dtype)
 
     def train(self, log_every: int = 50) -> None:
         """Run all remaining steps."""

@@ -96,7 +96,8 @@ def strange_image(rng: np.random.Generator, part: Part) -> Image.Image:
 def _colored(wave: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.uint8]:
     share = (wave - wave.min()) / max(float(np.ptp(wave)), 1e-6)
     first, second = rng.uniform(0, 255, (2, 3))
-    return np.clip(first + share[..., None] * (second - first), 0, 255).astype(np.uint8)
+    pixels: NDArray[np.uint8] = np.clip(first + share[..., None] * (second - first), 0, 255).astype(np.uint8)
+    return pixels
 
 
 def _crop(rng: np.random.Generator, part: Part) -> Image.Image:
