@@ -1,0 +1,1 @@
+"""HTTP, streams and the command line around the runtime and its probes."""

@@ -1,0 +1,139 @@
+"""The app: `create_app()` for any ASGI server, with everything that it needs made in its lifespan."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from fastapi import APIRouter, FastAPI
+from fastapi.responses import JSONResponse
+
+from introspect.policies import available_policies
+from introspect_service import chat
+from introspect_service.backend import Backend, load_backend
+from introspect_service.bus import OffBus, RedisBus, SignalBus
+from introspect_service.embedded_valkey import EmbeddedValkey
+from introspect_service.error_handlers import install_error_handlers
+from introspect_service.limits import BodyLimit, RequestId
+from introspect_service.responses import ModelCard, ModelIntrospection, ModelList
+from introspect_service.runner import Runner
+from introspect_service.settings import Settings
+from introspect_service.state import Service, ServiceDep
+
+router = APIRouter()
+
+
+def create_app(settings: Settings | None = None, backend: Backend | None = None) -> FastAPI:
+    """Make the app.
+
+    Args:
+        settings: how it is configured; from `INTROSPECT_*` variables where absent.
+        backend: a model that is loaded already; else `settings` say which to load when the app starts.
+    """
+    settings = settings or Settings()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            if settings.redis == "embedded":
+                valkey = EmbeddedValkey(settings.redis_port)
+                await asyncio.to_thread(valkey.start)
+                stack.callback(valkey.stop)
+            loaded = await asyncio.to_thread(load_backend, settings) if backend is None else backend
+            bus = make_bus(settings)
+            await bus.start()
+            stack.push_async_callback(bus.close)
+            runner = Runner(loaded.engine, loaded.scorer, queue_depth=settings.queue_depth)
+            runner.start(asyncio.get_running_loop())
+            stack.push_async_callback(asyncio.to_thread, runner.close)
+            app.state.service = Service(settings, loaded, runner, bus)
+            yield
+
+    app = FastAPI(title="Introspect", version=_version(), lifespan=lifespan)
+    install_error_handlers(app)
+    app.include_router(router)
+    app.include_router(chat.router)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(RequestId)
+    return app
+
+
+def make_bus(settings: Settings) -> SignalBus:
+    """The bus that `settings` name."""
+    if settings.redis_url is None:
+        return OffBus()
+    return RedisBus(settings.redis_url, max_length=settings.stream_max_length, queue_length=settings.event_queue)
+
+
+def _version() -> str:
+    try:
+        return version("introspect-mllm")
+    except PackageNotFoundError:  # run from a source tree
+        return "0"
+
+
+@router.get("/")
+async def root(service: ServiceDep) -> dict[str, str]:
+    """Where things are."""
+    return {"service": "introspect", "model": service.backend.model.name, "ask": "POST /v1/chat/completions", "reference": "/docs"}
+
+
+@router.get("/livez")
+async def livez() -> dict[str, str]:
+    """Whether the event loop turns."""
+    return {"status": "ok"}
+
+
+@router.get("/health", include_in_schema=False)
+@router.get("/readyz")
+async def readyz(service: ServiceDep) -> JSONResponse:
+    """Whether requests are taken; a stream that is away makes the service poorer, not unready."""
+    counters, bus = service.bus.counters, service.bus
+    body: dict[str, Any] = {
+        "status": "ready" if service.runner.alive else "stopped",
+        "model": service.backend.model.name,
+        "probe_set": service.backend.scorer.name,
+        "queue": {"waiting": service.runner.waiting, "depth": service.settings.queue_depth},
+        "stream": {
+            "mode": service.settings.redis if service.settings.redis in ("embedded", "off") else "external",
+            "connected": bus.connected,
+            "waiting": bus.waiting,
+            "published": counters.published,
+            "failed_writes": counters.failed_writes,
+            "dropped": dict(counters.dropped),
+        },
+    }
+    return JSONResponse(body, status_code=200 if service.runner.alive else 503)
+
+
+@router.get("/v1/models")
+async def models(service: ServiceDep) -> ModelList:
+    """The model that is served."""
+    return ModelList(data=[_card(service)])
+
+
+@router.get("/v1/models/{model:path}")
+async def model(model: str, service: ServiceDep) -> ModelCard:
+    """The model of that name."""
+    service.check_model(model)
+    return _card(service)
+
+
+def _card(service: Service) -> ModelCard:
+    loaded = service.backend.model
+    return ModelCard(
+        id=loaded.name,
+        created=service.started,
+        introspection=ModelIntrospection(
+            fingerprint=loaded.fingerprint,
+            max_context=loaded.max_context,
+            num_layers=loaded.num_layers,
+            num_heads=loaded.num_heads,
+            num_kv_heads=loaded.num_kv_heads,
+            policies=list(available_policies()),
+            probe_set=service.backend.scorer.name,
+        ),
+    )

@@ -1,0 +1,65 @@
+"""What answers: a model, its engine and the probes that fit it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from introspect.engine import Engine
+from introspect.errors import IntrospectError
+from introspect.loading import LoadedModel, load_model
+from introspect.policies import available_policies
+from introspect_kernels import feature_schema_hash
+from introspect_probes.errors import ProbesError
+from introspect_probes.probe_set import load_probe_set
+from introspect_probes.scoring import Scorer
+from introspect_probes.training_free import TrainingFree
+from introspect_service.errors import ServiceError
+from introspect_service.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+StartError = (ServiceError, IntrospectError, ProbesError)
+"""What `load_backend` raises where settings and what they name do not fit; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A loaded model and who scores its answers."""
+
+    model: LoadedModel
+    engine: Engine
+    scorer: Scorer
+    feature_schema: str
+
+
+def load_backend(settings: Settings) -> Backend:
+    """Load what `settings` name.
+
+    Raises:
+        ServiceError: there is no such policy.
+        IntrospectError: the model cannot be loaded.
+        ProbesError: the probe set that was named cannot be read, or was not fitted for this model.
+    """
+    policy = settings.budget.policy
+    if policy not in available_policies():
+        raise ServiceError(f"policy: expected one of {', '.join(available_policies())}, got {policy!r}")
+    model = load_model(settings.model, device=settings.device)
+    return Backend(model, Engine(model), choose_scorer(model, settings), feature_schema_hash())
+
+
+def choose_scorer(model: LoadedModel, settings: Settings) -> Scorer:
+    """The probe set that `settings` name, or training-free scores where none is asked for or the embedded one does not fit.
+
+    Raises:
+        ProbesError: a probe set was named that cannot be read or was not fitted for this model.
+    """
+    if settings.probes == "off":
+        return TrainingFree(model)
+    try:
+        return load_probe_set(settings.probes).check(model, allow_mismatch=settings.allow_mismatch)
+    except ProbesError as problem:
+        if settings.probes != "embedded":
+            raise
+        logger.info("the embedded probe set is not used: %s", problem)
+        return TrainingFree(model)

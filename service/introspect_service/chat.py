@@ -1,0 +1,104 @@
+"""`POST /v1/chat/completions`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response, StreamingResponse
+from pydantic import BaseModel
+
+from introspect_service.answers import AnswerWriter
+from introspect_service.conversation import to_engine_request
+from introspect_service.errors import ApiError, ErrorBody, QueueFullError, error_body
+from introspect_service.generation import Token
+from introspect_service.publisher import AnswerPublisher
+from introspect_service.responses import ChatCompletion, TokenLogprob
+from introspect_service.run import Run
+from introspect_service.schemas import ChatRequest
+from introspect_service.state import Service, ServiceDep
+
+router = APIRouter()
+
+_ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorBody} for status in (400, 404, 413, 500, 503)}
+
+
+@router.post("/v1/chat/completions", response_model=ChatCompletion, responses=_ERRORS)
+async def chat_completions(chat: ChatRequest, http: Request, service: ServiceDep) -> Response:
+    """Answer about text and pictures, with signals where `introspection` asks for them.
+
+    With `stream`, Server-Sent Events: `data: {chunk}` and at last `data: [DONE]`. A token is sent when its signal
+    is final, which is one step after it was chosen.
+    """
+    if chat.model != service.backend.model.name:
+        raise ApiError(
+            404, f"The model {chat.model[:100]!r} is not served here; see GET /v1/models.", param="model", code="model_not_found"
+        )
+    completion_id = f"chatcmpl-{uuid.uuid4().hex}"
+    run = await _begin(chat, completion_id, service)
+    run.cancel_when_gone(http)
+    await run.begun()
+    writer = AnswerWriter(completion_id, chat, service.backend)
+    if chat.stream:
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        return StreamingResponse(_stream(run, writer), media_type="text/event-stream", headers=headers)
+    whole = await _collect(run, writer)
+    return Response(whole.model_dump_json(), media_type="application/json")
+
+
+async def _begin(chat: ChatRequest, completion_id: str, service: Service) -> Run:
+    try:
+        service.runner.check_room()
+        async with service.decoders:
+            request = await asyncio.to_thread(to_engine_request, chat, completion_id, service.settings)
+        publisher = AnswerPublisher(
+            service.bus,
+            f"/introspect/{service.settings.replica}",
+            completion_id,
+            service.backend.model.name,
+            service.backend.feature_schema,
+        )
+        return Run(publisher, lambda listener: service.runner.submit(request, listener))
+    except QueueFullError as full:
+        raise ApiError(
+            503, "Too many requests are waiting; try again later.", code="queue_full", headers={"Retry-After": str(full.retry_after)}
+        ) from None
+
+
+async def _collect(run: Run, writer: AnswerWriter) -> ChatCompletion:
+    tokens: list[TokenLogprob] = []
+    try:
+        async for what in run.rest():
+            if not isinstance(what, Token):
+                return writer.whole(tokens, what, published=await run.published())
+            if (entry := writer.token(what)) is not None:
+                tokens.append(entry)
+    finally:
+        run.close()
+    raise RuntimeError("the answer ended without an end")
+
+
+async def _stream(run: Run, writer: AnswerWriter) -> AsyncIterator[str]:
+    try:
+        yield _data(writer.opening())
+        async for what in run.rest():
+            if isinstance(what, Token):
+                if (piece := writer.piece(what)) is not None:
+                    yield _data(piece)
+            else:
+                for chunk in writer.closing(what, published=await run.published()):
+                    yield _data(chunk)
+    except ApiError as error:
+        yield _data(error_body(error))
+    finally:
+        run.close()
+    yield "data: [DONE]\n\n"
+
+
+def _data(model: BaseModel) -> str:
+    # ASCII only: some clients split lines at U+2028 and its like, which JSON may carry as they are.
+    return f"data: {json.dumps(model.model_dump(mode='json'), separators=(',', ':'))}\n\n"

@@ -1,0 +1,80 @@
+"""From a chat request to a request of the engine, within the server's limits."""
+
+from __future__ import annotations
+
+from introspect.types import Budget, ImagePart, Message, Request, Role, SamplingParams, TextPart
+from introspect_service.budgets import override_budget
+from introspect_service.errors import ApiError, ImageError
+from introspect_service.images import decode_data_uri
+from introspect_service.schemas import ChatMessage, ChatRequest, ImageContent, TextContent
+from introspect_service.settings import Settings
+
+_ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+
+
+def to_engine_request(chat: ChatRequest, request_id: str, settings: Settings) -> Request:
+    """Check `chat` against the limits, decode its pictures and write it in the engine's terms.
+
+    Decodes pictures: run it beside the event loop, not on it.
+
+    Raises:
+        ApiError: 400, naming the field that is over a limit or cannot be read.
+    """
+    _check_counts(chat, settings)
+    return Request(request_id, _messages(chat.messages, settings), _sampling(chat, settings), _budget(chat, settings))
+
+
+def _check_counts(chat: ChatRequest, settings: Settings) -> None:
+    def refuse(what: str, limit: int) -> ApiError:
+        return ApiError(400, f"The request has too many {what}: at most {limit} are taken.", param="messages", code="limit_exceeded")
+
+    if len(chat.messages) > settings.max_messages:
+        raise refuse("messages", settings.max_messages)
+    parts = [part for message in chat.messages for part in message.content]
+    if sum(isinstance(part, ImageContent) for part in parts) > settings.max_images:
+        raise refuse("pictures", settings.max_images)
+    if sum(len(part.text) for part in parts if isinstance(part, TextContent)) > settings.max_prompt_chars:
+        raise refuse("characters", settings.max_prompt_chars)
+
+
+def _messages(messages: list[ChatMessage], settings: Settings) -> tuple[Message, ...]:
+    pixels_left = settings.max_pixels
+    done = []
+    for place, message in enumerate(messages):
+        parts: list[ImagePart | TextPart] = []
+        for number, part in enumerate(message.content):
+            if isinstance(part, TextContent):
+                parts.append(TextPart(part.text, is_context=part.segment == "context"))
+                continue
+            try:
+                image = decode_data_uri(part.image_url.url, max_bytes=settings.max_image_bytes, max_pixels=pixels_left)
+            except ImageError as error:
+                raise ApiError(400, str(error), param=f"messages.{place}.content.{number}.image_url.url", code="invalid_image") from None
+            pixels_left -= image.width * image.height
+            parts.append(ImagePart(image))
+        done.append(Message(_ROLES[message.role], tuple(parts)))
+    return tuple(done)
+
+
+def _sampling(chat: ChatRequest, settings: Settings) -> SamplingParams:
+    longest = chat.max_completion_tokens or chat.max_tokens or settings.default_max_tokens
+    if longest > settings.max_tokens:
+        name = "max_completion_tokens" if chat.max_completion_tokens else "max_tokens"
+        raise ApiError(400, f"{name}: expected at most {settings.max_tokens}, got {longest}.", param=name, code="limit_exceeded")
+    return SamplingParams(
+        max_tokens=longest,
+        temperature=chat.temperature or 0.0,
+        top_p=1.0 if chat.top_p is None else chat.top_p,
+        seed=chat.seed,
+        stop=tuple(chat.stop or ()),
+    )
+
+
+def _budget(chat: ChatRequest, settings: Settings) -> Budget:
+    options = chat.introspection
+    if options is None:
+        return settings.budget
+    try:
+        return override_budget(settings.kv_budget, settings.policy, options.kv_budget, options.policy)
+    except ValueError as error:
+        raise ApiError(400, f"introspection: {error}", param="introspection", code="invalid_value") from None

@@ -1,0 +1,145 @@
+"""The events of the stream: flat CloudEvents 1.0 fields and a JSON `data`.
+
+One Redis stream entry is one event; its fields are the CloudEvents attributes
+by their own names (there is no official Redis binding; this is the binary mode
+of the Kafka and NATS ones) and `data`, a JSON object of the model below that
+`type` names. A delivery may be repeated after a broken connection: `source` and
+`id` together tell a repetition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from introspect.types import FinishReason
+from introspect_service.signals import AnswerIntrospection, BudgetReport, Sparse, TokenIntrospection
+
+STREAM_KEY = "introspect:v1:signals"
+
+
+class EventData(Sparse):
+    """The `data` of an event.
+
+    Attributes:
+        TYPE: the CloudEvents `type` that goes with it.
+        DROPPABLE: whether it may be dropped where the stream cannot keep up.
+    """
+
+    TYPE: ClassVar[str]
+    DROPPABLE: ClassVar[bool] = False
+
+    model: str
+
+
+class StartedData(EventData):
+    """The prompt is read and its cache is cut to the budget; the first token comes next."""
+
+    TYPE: ClassVar[str] = "introspect.started.v1"
+
+    prompt_tokens: int
+    effective_budget: BudgetReport
+    feature_schema: str
+
+
+class StreamedToken(Sparse):
+    """One token: `logprob` (before temperature) and `entropy` (of the whole distribution) in nats."""
+
+    index: int
+    text: str
+    logprob: float | None = None
+    entropy: float | None = None
+    introspection: TokenIntrospection
+
+
+class StepData(EventData):
+    """Up to 16 tokens, or those of 100 ms, in order."""
+
+    TYPE: ClassVar[str] = "introspect.step.v1"
+    DROPPABLE: ClassVar[bool] = True
+
+    tokens: tuple[StreamedToken, ...]
+
+
+class CompletedData(EventData):
+    """The answer is complete; `seconds` from the start of its prefill to its last token."""
+
+    TYPE: ClassVar[str] = "introspect.completed.v1"
+
+    text: str
+    finish_reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+    seconds: float
+    introspection: AnswerIntrospection
+
+
+class FailedData(EventData):
+    """The answer was not completed.
+
+    `reason`: the request could not be served (`invalid_request`), its client left (`cancelled`), or the server
+    failed (`internal_error`).
+    """
+
+    TYPE: ClassVar[str] = "introspect.failed.v1"
+
+    reason: Literal["invalid_request", "cancelled", "internal_error"]
+    message: str
+
+
+DATA_MODELS: dict[str, type[EventData]] = {model.TYPE: model for model in (StartedData, StepData, CompletedData, FailedData)}
+
+
+class SignalEvent(BaseModel):
+    """One event.
+
+    Attributes:
+        id: `<completion id>/<sequence>`.
+        source: the server that published it, `/introspect/<replica>`.
+        type: `introspect.{started,step,completed,failed}.v1`.
+        subject: the completion id.
+        time: RFC 3339, UTC.
+        sequence: counts the events of one completion from 0; a gap means that steps were dropped.
+        data: as `type` says.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    specversion: Literal["1.0"] = "1.0"
+    id: str
+    source: str
+    type: str
+    subject: str
+    time: str
+    datacontenttype: Literal["application/json"] = "application/json"
+    sequence: int
+    data: EventData
+
+    @staticmethod
+    def make(completion_id: str, sequence: int, source: str, data: EventData) -> SignalEvent:
+        """An event that happens now."""
+        now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        return SignalEvent(
+            id=f"{completion_id}/{sequence}", source=source, type=data.TYPE, subject=completion_id, time=now, sequence=sequence, data=data
+        )
+
+    def to_fields(self) -> dict[str, str]:
+        """The fields of the stream entry."""
+        fields = {name: str(value) for name, value in self if name != "data"}
+        return fields | {"data": self.data.model_dump_json()}
+
+    @staticmethod
+    def from_fields(fields: Mapping[str, str]) -> SignalEvent:
+        """Read a stream entry; fields that are not known are ignored.
+
+        Raises:
+            ValueError: it is no event of this version of the stream.
+        """
+        kind = fields.get("type", "")
+        if kind not in DATA_MODELS:
+            raise ValueError(f"expected an event of type {', '.join(DATA_MODELS)}, got {kind!r}")
+        data = DATA_MODELS[kind].model_validate_json(fields.get("data", ""))
+        return SignalEvent.model_validate({**fields, "data": data})

@@ -1,0 +1,104 @@
+"""One answer's events: started, steps in batches, then completed or failed."""
+
+from __future__ import annotations
+
+import asyncio
+
+from introspect.types import PromptInfo
+from introspect_service.bus import Delivery, SignalBus
+from introspect_service.events import CompletedData, EventData, FailedData, SignalEvent, StartedData, StepData, StreamedToken
+from introspect_service.generation import Begun, Ended, Progress, Token
+from introspect_service.runner import Failed
+from introspect_service.signals import answer_introspection, budget_report, rounded, token_introspection
+
+STEP_TOKENS = 16
+STEP_SECONDS = 0.1
+CONFIRM_SECONDS = 0.25
+"""How long an answer's end waits for the stream to confirm its completed event; not at all where the stream is away."""
+
+
+class AnswerPublisher:
+    """Publishes what happens to one answer. Call it on the event loop.
+
+    Args:
+        bus: where to.
+        source: who publishes, `/introspect/<replica>`.
+        completion_id: the answer's id.
+        model: the model's name.
+        feature_schema: hash of the head statistics' names.
+    """
+
+    def __init__(self, bus: SignalBus, source: str, completion_id: str, model: str, feature_schema: str) -> None:
+        self._bus, self._source, self._id, self._model, self._schema = bus, source, completion_id, model, feature_schema
+        self._sequence = 0
+        self._tokens: list[StreamedToken] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._completed: Delivery | None = None
+
+    def hear(self, what: Progress | Failed) -> None:
+        """Take the next thing that happened."""
+        match what:
+            case Begun(prompt):
+                self._publish(self._started_data(prompt))
+            case Token() if not what.step.is_special:
+                self._add(what)
+            case Ended():
+                self._flush()
+                self._completed = self._publish(self._completed_data(what))
+            case Failed(reason, message):
+                self._flush()
+                self._publish(FailedData(model=self._model, reason=reason, message=message))
+            case _:
+                pass
+
+    async def confirmed(self) -> bool:
+        """Whether the stream's server has confirmed the completed event."""
+        return self._completed is not None and await self._completed.confirmed(CONFIRM_SECONDS if self._bus.connected else 0)
+
+    def _publish(self, data: EventData) -> Delivery:
+        event = SignalEvent.make(self._id, self._sequence, self._source, data)
+        self._sequence += 1
+        return self._bus.publish(event)
+
+    def _add(self, token: Token) -> None:
+        logits = token.step.logits
+        self._tokens.append(
+            StreamedToken(
+                index=token.step.index,
+                text=token.step.text,
+                logprob=rounded(logits.logprob) if logits else None,
+                entropy=rounded(logits.entropy) if logits else None,
+                introspection=token_introspection(token.signal),
+            )
+        )
+        if len(self._tokens) >= STEP_TOKENS:
+            self._flush()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(STEP_SECONDS, self._flush)
+
+    def _flush(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._tokens:
+            self._publish(StepData(model=self._model, tokens=tuple(self._tokens)))
+            self._tokens = []
+
+    def _started_data(self, prompt: PromptInfo) -> StartedData:
+        return StartedData(
+            model=self._model,
+            prompt_tokens=len(prompt.token_ids),
+            effective_budget=budget_report(prompt.budget),
+            feature_schema=self._schema,
+        )
+
+    def _completed_data(self, ended: Ended) -> CompletedData:
+        return CompletedData(
+            model=self._model,
+            text=ended.text,
+            finish_reason=ended.finish_reason,
+            prompt_tokens=len(ended.prompt.token_ids),
+            completion_tokens=ended.tokens,
+            seconds=round(ended.seconds, 6),
+            introspection=answer_introspection(self._id, ended.signal, ended.prompt.budget, self._schema),
+        )

@@ -1,0 +1,69 @@
+"""Runs the app on a port that is made sure of before anything is loaded."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+
+import uvicorn
+
+from introspect_service.app import create_app
+from introspect_service.backend import Backend
+from introspect_service.events import STREAM_KEY
+from introspect_service.reader import DEFAULT_URL
+from introspect_service.settings import Settings, without_password
+
+GRACE_SECONDS = 10
+"""How long running answers may take to end when the service is told to stop."""
+
+SAMPLE_IMAGE = "samples/scene-1.png"
+SAMPLE_QUESTION = "what digit is at row 2 column 3 ?"
+
+
+class AnnouncingServer(uvicorn.Server):
+    """A server that says when it listens."""
+
+    def __init__(self, config: uvicorn.Config, announce: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._announce = announce
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to listen, then say so."""
+        await super().startup(sockets)
+        if self.started:
+            self._announce()
+
+
+def serve(settings: Settings, backend: Backend, bound: socket.socket, announce: Callable[[], None], log_level: str = "warning") -> bool:
+    """Serve until told to stop; whether it ever listened."""
+    config = uvicorn.Config(
+        create_app(settings, backend), log_level=log_level, timeout_graceful_shutdown=GRACE_SECONDS, server_header=False
+    )
+    server = AnnouncingServer(config, announce)
+    server.run([bound])
+    return server.started
+
+
+def greeting(settings: Settings, backend: Backend, port: int) -> str:
+    """What a service says when it listens: its address, a question to try, and where the signals go."""
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    url = f"http://{host}:{port}"
+    probes = backend.scorer.name or "none (uncalibrated scores only)"
+    stream = f"{without_password(settings.redis_url)}  key {STREAM_KEY}" if settings.redis_url else "off"
+    lines = [f"service  {url}", f"model    {backend.model.name}", f"probes   {probes}", f"stream   {stream}"]
+    lines += ["", "ask it, from the repository's folder:", "", sample_curl(url, backend.model.name)]
+    if settings.redis_url:
+        is_default = settings.redis_url == DEFAULT_URL
+        watch = "introspect watch" if is_default else f"introspect watch --redis {without_password(settings.redis_url)}"
+        lines += ["", f"and see its signals arrive, from another terminal:  {watch}"]
+    return "\n".join(lines)
+
+
+def sample_curl(url: str, model: str) -> str:
+    """A question as a shell command that works as printed."""
+    image = f"$(base64 < {SAMPLE_IMAGE} | tr -d '\\n')"
+    return f"""curl -s {url}/v1/chat/completions -H 'Content-Type: application/json' -d @- <<EOF
+{{"model": "{model}", "introspection": true, "messages": [{{"role": "user", "content": [
+  {{"type": "image_url", "image_url": {{"url": "data:image/png;base64,{image}"}}}},
+  {{"type": "text", "text": "{SAMPLE_QUESTION}"}}]}}]}}
+EOF"""

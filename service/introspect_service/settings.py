@@ -1,0 +1,111 @@
+"""How the service is configured: `INTROSPECT_*` variables, or the options of `introspect serve`."""
+
+from __future__ import annotations
+
+import socket
+from typing import Annotated, Self
+from urllib.parse import urlsplit, urlunsplit
+
+from pydantic import Field, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from introspect.types import Budget
+from introspect_service.budgets import make_budget
+
+EMBEDDED_REDIS_PORT = 6399
+"""Where the embedded Valkey listens, on the loopback only; fixed, so that a reader knows the address beforehand."""
+
+_REDIS_SCHEMES = ("redis", "rediss", "unix")
+
+Port = Annotated[int, Field(ge=0, le=65_535)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Settings(BaseSettings):
+    """Frozen settings; unknown names are refused.
+
+    Attributes:
+        host: address to listen on.
+        port: port to listen on; 0 lets the system choose.
+        model: `embedded`, a local folder, or a hub id.
+        device: torch device of the model.
+        probes: `embedded` (used where it fits the model), `off`, or the folder of a probe set.
+        allow_mismatch: score with a probe set that was not fitted for the model; every output says so.
+        policy: who chooses the KV entries to keep; nothing means `full`, or `snapkv` where a budget is given.
+        kv_budget: entries per KV head such as `64`, or a share of the prompt such as `25%`.
+        redis: `embedded`, `off`, or the URL of a Redis or Valkey server.
+        redis_port: loopback port of the embedded Valkey.
+        stream_max_length: entries that the stream keeps, about.
+        event_queue: step events that may wait for the stream before the oldest is dropped.
+        replica: name of this server in the `source` of its events; the host's name by default.
+        max_body_bytes: largest request body.
+        max_image_bytes: largest encoded picture.
+        max_pixels: pixels of all pictures of a request together, checked before they are decoded.
+        max_images: pictures in a request.
+        max_messages: messages in a request.
+        max_prompt_chars: characters of all texts of a request together.
+        max_tokens: longest answer that can be asked for.
+        default_max_tokens: longest answer where the request does not say.
+        queue_depth: requests that may wait for the engine.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="INTROSPECT_", frozen=True, extra="forbid", protected_namespaces=())
+
+    host: str = "127.0.0.1"
+    port: Port = 8000
+    model: Annotated[str, Field(min_length=1)] = "embedded"
+    device: str = "cpu"
+    probes: Annotated[str, Field(min_length=1)] = "embedded"
+    allow_mismatch: bool = False
+    policy: str | None = None
+    kv_budget: str | None = None
+    redis: str = "embedded"
+    redis_port: Annotated[int, Field(ge=1, le=65_535)] = EMBEDDED_REDIS_PORT
+    stream_max_length: Count = 10_000
+    event_queue: Count = 4_096
+    replica: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")] = Field(default_factory=lambda: socket.gethostname()[:64] or "local")
+    max_body_bytes: Count = 12_000_000
+    max_image_bytes: Count = 8_000_000
+    max_pixels: Count = 16_000_000
+    max_images: Count = 8
+    max_messages: Count = 64
+    max_prompt_chars: Count = 32_000
+    max_tokens: Count = 1_024
+    default_max_tokens: Count = 128
+    queue_depth: Count = 16
+
+    @field_validator("redis")
+    @classmethod
+    def _redis_is_known(cls, value: str) -> str:
+        if value in ("embedded", "off"):
+            return value
+        if urlsplit(value).scheme not in _REDIS_SCHEMES:
+            raise ValueError('expected "embedded", "off" or an address such as redis://host:6379/0')
+        return value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        make_budget(self.kv_budget, self.policy)
+        if self.default_max_tokens > self.max_tokens:
+            raise ValueError(f"default_max_tokens ({self.default_max_tokens}) is above max_tokens ({self.max_tokens})")
+        if self.redis == "embedded" and self.redis_port == self.port:
+            raise ValueError(f"port and redis_port are both {self.port}: give one of them another")
+        return self
+
+    @property
+    def budget(self) -> Budget:
+        """The budget of a request that does not ask for one."""
+        return make_budget(self.kv_budget, self.policy)
+
+    @property
+    def redis_url(self) -> str | None:
+        """Address of the stream's server; nothing where the stream is off."""
+        if self.redis == "off":
+            return None
+        return f"redis://127.0.0.1:{self.redis_port}" if self.redis == "embedded" else self.redis
+
+
+def without_password(url: str) -> str:
+    """`url` as it may be shown: user and password left out."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=""))

@@ -1,0 +1,49 @@
+"""What a running service consists of, and how a route gets at it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from typing import Annotated, cast
+
+from fastapi import Depends, Request
+
+from introspect_service.backend import Backend
+from introspect_service.bus import SignalBus
+from introspect_service.errors import ApiError
+from introspect_service.runner import Runner
+from introspect_service.settings import Settings
+
+DECODERS = 2
+"""Requests whose pictures are decoded at the same time."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """The parts of a running service."""
+
+    settings: Settings
+    backend: Backend
+    runner: Runner
+    bus: SignalBus
+    started: int = field(default_factory=lambda: int(time.time()))
+    decoders: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(DECODERS))
+
+    def check_model(self, name: str) -> None:
+        """Refuse a model that is not served here.
+
+        Raises:
+            ApiError: 404.
+        """
+        if name != self.backend.model.name:
+            message = f"The model {name[:100]!r} is not served here; see GET /v1/models."
+            raise ApiError(404, message, param="model", code="model_not_found")
+
+
+def get_service(request: Request) -> Service:
+    """The service behind the app; set by its lifespan."""
+    return cast("Service", request.app.state.service)
+
+
+ServiceDep = Annotated[Service, Depends(get_service)]

