@@ -47,24 +47,30 @@ install-dev: $(VENV)/installed-dev
 
 # The embedded probe set from nothing but the embedded model: traces of three pools of handwriting under three conditions, causal
 # labels for strategy states, prompts from outside the world; then fit, and evaluate on the pool that no fit reads. Interrupted, it
-# goes on where it was. About 40 minutes on two cores.
+# goes on where it was. `make -j2 probes OMP_NUM_THREADS=1` uses two cores best: about 15 minutes.
 RUNS := runs
-MIX := --weight digit_at=2 --weight color_at=1 --weight where=1 --weight color_of=1 --weight digit_of=1.5 --weight exists=1 \
-  --weight count=1 --weight sum_row=1 --weight add_row=1.5 --weight describe=2 --weight fact=1 --weight fact_note=1 --weight fact_unknown=1
-CONDITIONS := --budget full --budget snapkv:20% --budget random:40%
-RECORD := $(VENV)/bin/introspect record --out $(RUNS)/traces
+MIX := $(foreach w,digit_at=2 color_at=1 where=1 color_of=1 digit_of=1.5 exists=1 count=1 sum_row=1 add_row=1.5 describe=2 fact=1 \
+  fact_note=1 fact_unknown=1,--weight $w)
+RECORD := $(VENV)/bin/introspect record
+ANSWERED := --seed 1 $(MIX) --budget full --budget snapkv:20% --budget random:40%
+EXPLAINED := --seed 2 $(MIX) --budget full --budget snapkv:20% --interventions
+POOLS := probe calibration test
 
-probes: install-dev
-	$(RECORD) --world digits --pool probe --seed 1 --n 1800 $(MIX) $(CONDITIONS)
-	$(RECORD) --world digits --pool calibration --seed 1 --n 900 $(MIX) $(CONDITIONS)
-	$(RECORD) --world digits --pool test --seed 1 --n 1500 $(MIX) $(CONDITIONS)
-	$(RECORD) --world outside --pool probe --seed 1 --n 300
-	$(RECORD) --world outside --pool test --seed 1 --n 300
-	$(RECORD) --world digits --pool probe --seed 2 --n 500 --interventions $(MIX) --budget full --budget snapkv:20%
-	$(RECORD) --world digits --pool calibration --seed 2 --n 250 --interventions $(MIX) --budget full --budget snapkv:20%
-	$(RECORD) --world digits --pool test --seed 2 --n 300 --interventions $(MIX) --budget full --budget snapkv:20%
-	$(VENV)/bin/introspect train --traces $(RUNS)/traces --out probes/introspect_probes/embedded/probes --name embedded-1
-	$(VENV)/bin/introspect evaluate --probes embedded --traces $(RUNS)/traces --out probes/results/embedded-1
+.PHONY: $(addprefix traces-,$(POOLS))
+traces-probe: CASES := 1500
+traces-probe: EXPLAIN := 260
+traces-calibration: CASES := 700
+traces-calibration: EXPLAIN := 120
+traces-test: CASES := 1200
+traces-test: EXPLAIN := 120
+$(addprefix traces-,$(POOLS)): traces-%: install-dev
+	$(RECORD) --out $(RUNS)/$* --world digits --pool $* --n $(CASES) $(ANSWERED)
+	$(if $(filter calibration,$*),,$(RECORD) --out $(RUNS)/$* --world outside --pool $* --seed 1 --n 240)
+	$(RECORD) --out $(RUNS)/$* --world digits --pool $* --n $(EXPLAIN) $(EXPLAINED)
+
+probes: $(addprefix traces-,$(POOLS))
+	$(VENV)/bin/introspect train $(foreach p,$(POOLS),--traces $(RUNS)/$p) --out probes/introspect_probes/embedded/probes --name embedded-1
+	$(VENV)/bin/introspect evaluate --probes embedded $(foreach p,$(POOLS),--traces $(RUNS)/$p) --out probes/results/embedded-1
 
 clean:
 	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

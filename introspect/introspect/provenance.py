@@ -25,7 +25,7 @@ def provenance() -> dict[str, object]:
         "python": platform.python_version(),
         "machine": {"processor": _processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
         "versions": {name: found for name in _PACKAGES if (found := _version(name)) is not None},
-        "arguments": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "arguments": [Path(sys.argv[0]).name, *(_without_folders(argument) for argument in sys.argv[1:])],
     }
     commit = _git("rev-parse", "HEAD")
     if commit:
@@ -33,6 +33,11 @@ def provenance() -> dict[str, object]:
     if torch.cuda.is_available():
         facts["device"] = torch.cuda.get_device_name()
     return facts
+
+
+def _without_folders(argument: str) -> str:
+    """An argument as given, but of an absolute path its last part only: results are for others' machines too."""
+    return Path(argument).name if Path(argument).is_absolute() else argument
 
 
 def _version(name: str) -> str | None:

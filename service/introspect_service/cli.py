@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from introspect_service import chain
+
 if TYPE_CHECKING:
     from introspect_service.settings import Settings
 
@@ -127,6 +129,9 @@ def watch(
             typer.echo(event.model_dump_json(serialize_as_any=True))
     except (RedisError, ValueError) as problem:
         _fail(f"{problem} (is the service running? the address of its stream is --redis)")
+
+
+chain.register(app)
 
 
 def _settings(**given: Any) -> Settings:

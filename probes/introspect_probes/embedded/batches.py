@@ -37,7 +37,22 @@ TRAINING_MIX: dict[str, float] = {
     "fact": 1.5,
     "fact_note": 0.8,
 }
+SEARCH_MIX: dict[str, float] = {
+    "digit_at": 1.5,
+    "color_at": 0.5,
+    "where": 4.0,
+    "color_of": 4.0,
+    "digit_of": 3.0,
+    "exists": 2.5,
+    "count": 2.0,
+    "sum_row": 2.0,
+    "add_row": 1.5,
+    "fact": 0.7,
+    "fact_note": 0.5,
+}
+"""For the last stage: mostly questions that name a thing and ask for its place, colour or number."""
 QUESTIONS_PER_IMAGE = 8
+DESCRIBE_SHARE = 0.6
 TEXT_ONLY_SHARE = 0.3
 
 
@@ -99,7 +114,7 @@ def draw_questions(scene: Scene, rng: np.random.Generator, mix: dict[str, float]
     """The questions asked of one scene, with the mix's name of each."""
     kinds, weights = list(mix), np.array(list(mix.values()))
     chosen = list(rng.choice(kinds, size=QUESTIONS_PER_IMAGE, p=weights / weights.sum()))
-    if rng.random() < 0.6:
+    if rng.random() < DESCRIBE_SHARE:
         chosen.append("describe")
     asked = [(kind, training_question(kind, scene, rng)) for kind in chosen]
     return [(kind, question) for kind, question in asked if question is not None]
@@ -182,19 +197,19 @@ def _mask(blocks: torch.Tensor, sees_image: torch.Tensor) -> torch.Tensor:
 
 
 class PackedBatches(IterableDataset[Batch]):
-    """Endless training batches; batch number `step` depends on `seed` and `step` alone."""
+    """Endless training batches; batch number `step` depends on `seed` and `step` alone. Without a mix, scenes without questions."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerFast, batch_size: int, seed: int, start: int, *, with_questions: bool, style: SceneStyle
+        self, tokenizer: PreTrainedTokenizerFast, batch_size: int, seed: int, start: int, *, mix: dict[str, float] | None, style: SceneStyle
     ) -> None:
         self._packer, self._batch_size, self._seed, self._start = Packer(tokenizer), batch_size, seed, start
-        self._with_questions, self._style = with_questions, style
+        self._mix, self._style = mix, style
 
     def __iter__(self) -> Iterator[Batch]:
         step = self._start
         while True:
             rng = np.random.default_rng([self._seed, step])
             scenes = [draw_scene(rng, "model", self._style) for _ in range(self._batch_size)]
-            questions = [draw_questions(scene, rng, TRAINING_MIX) if self._with_questions else [] for scene in scenes]
+            questions = [draw_questions(scene, rng, self._mix) if self._mix is not None else [] for scene in scenes]
             yield self._packer.pack(scenes, questions, rng, TEXT_ONLY_SHARE)
             step += 1

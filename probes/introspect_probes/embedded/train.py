@@ -1,10 +1,12 @@
 """Train the embedded model: `python -m introspect_probes.embedded.train --out DIR`.
 
-Two stages. First the vision tower and the projector learn dense labels (digit
+Three stages. First the vision tower and the projector learn dense labels (digit
 and colour of every cell), read *behind* the projector, on clear scenes and then on all; then the language model
 joins and learns packed questions, the dense labels kept as a small auxiliary
-loss. Without the first stage the digits' shapes are never learned, because the
-colours are a shortcut (DECISIONS.md).
+loss. After this the model reads any place it is told to, and cannot find
+anything it is told of; so the third stage asks mostly for that, and has the
+image's features learn the words' own directions and their places, so that
+words and picture can meet in attention. Why each stage: DECISIONS.md.
 
 The run is resumable and its batches depend on seed and step only, so that its
 log-spaced checkpoints can be made again.
@@ -32,14 +34,37 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from introspect.provenance import provenance
-from introspect_probes.embedded.batches import IGNORE, NUM_COLOR_CLASSES, NUM_DIGIT_CLASSES, Batch, PackedBatches
+from introspect_probes.embedded.batches import (
+    IGNORE,
+    NUM_COLOR_CLASSES,
+    NUM_DIGIT_CLASSES,
+    SEARCH_MIX,
+    TRAINING_MIX,
+    Batch,
+    PackedBatches,
+)
 from introspect_probes.embedded.evaluate import accuracy_by_kind
 from introspect_probes.embedded.model import build_model, build_processor, forward_packed, image_features
 from introspect_probes.embedded.shape import IMAGE_SIZE, PATCH_SIZE
-from introspect_probes.worlds.scene import CELL_PIXELS, NATURAL, SceneStyle
+from introspect_probes.embedded.tokenizer import token_ids
+from introspect_probes.worlds.scene import CELL_PIXELS, COLOR_NAMES, NATURAL, SceneStyle
 
 EASY = SceneStyle(clarity={"clear": 1.0}, fill=(0.7, 1.0))
 """The first steps: well-filled, clear scenes."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Steps `start` to `stop` - 1 (a part of them, where the style changes midway): what they see and at what rate."""
+
+    number: int
+    start: int
+    stop: int
+    steps: int
+    batch: int
+    lr: float
+    mix: dict[str, float] | None
+    style: SceneStyle
 
 
 @dataclass(frozen=True)
@@ -50,6 +75,7 @@ class Plan:
     easy_steps: int = 500
     dense_steps: int = 1500
     joint_steps: int = 1800
+    search_steps: int = 900
     dense_batch: int = 64
     joint_batch: int = 24
     dense_lr: float = 2.5e-3
@@ -58,6 +84,7 @@ class Plan:
     warmup: int = 100
     weight_decay: float = 0.03
     dense_weight: float = 0.25
+    align_weight: float = 0.25
     checkpoints: int = 12
 
 
@@ -75,6 +102,23 @@ class DenseReader(nn.Module):
         self.digit = nn.Linear(hidden_size, NUM_DIGIT_CLASSES)
         self.color = nn.Linear(hidden_size, NUM_COLOR_CLASSES)
         self.ordered_digit = nn.Linear(hidden_size * self._per_cell**2, NUM_DIGIT_CLASSES)
+        self.place = nn.Linear(hidden_size, (self._side // self._per_cell) ** 2)
+
+    def align(self, features: torch.Tensor, batch: Batch, digit_words: torch.Tensor, color_words: torch.Tensor) -> torch.Tensor:
+        """How badly the cells' features point along the words for what they show, and tell their place.
+
+        `digit_words [10, hidden]` and `color_words [colours, hidden]` are the language model's own embeddings.
+        """
+        cells = self._side // self._per_cell
+        mean = features.float().unflatten(1, (cells, self._per_cell, cells, self._per_cell)).mean(dim=(2, 4)).flatten(1, 2)
+        place = torch.arange(cells**2).expand(mean.shape[0], -1)
+        digits = batch.digits.masked_fill(batch.digits >= len(digit_words), IGNORE)
+        colors = batch.colors.masked_fill(batch.colors >= len(color_words), IGNORE)
+        return (
+            functional.cross_entropy((mean @ digit_words.float().T).flatten(0, 1), digits.flatten(), ignore_index=IGNORE)
+            + functional.cross_entropy((mean @ color_words.float().T).flatten(0, 1), colors.flatten(), ignore_index=IGNORE)
+            + functional.cross_entropy(self.place(mean).flatten(0, 1), place.flatten())
+        )
 
     def forward(self, features: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Summed mean cross-entropies over cells; `features [batch, image tokens, hidden]`."""
@@ -116,6 +160,9 @@ class Run:
         self.model.model.vision_tower.set_attn_implementation("eager")  # twice as fast to train on a CPU at this size
         self.reader = DenseReader(self.model.lm_head.in_features)
         self.processor = build_processor()
+        digit_tokens = token_ids(self.processor.tokenizer, *(f"▁{digit}" for digit in range(10)))
+        color_tokens = token_ids(self.processor.tokenizer, *(f"▁{color}" for color in COLOR_NAMES))
+        self.words = torch.tensor(digit_tokens), torch.tensor(color_tokens)
         self.step = 0
         self.curve: list[dict[str, float]] = []
         self.seconds = 0.0
@@ -124,8 +171,8 @@ class Run:
 
     @property
     def steps(self) -> int:
-        """Steps of both stages together."""
-        return self.plan.dense_steps + self.plan.joint_steps
+        """Steps of all stages together."""
+        return self.plan.dense_steps + self.plan.joint_steps + self.plan.search_steps
 
     def save(self) -> None:
         """Write weights and optimiser state, atomically, so that the run can go on from here."""
@@ -171,50 +218,58 @@ class Run:
         bar = tqdm(total=self.steps, initial=self.step, desc="training", unit="step")
         started, losses = time.perf_counter(), []
         while self.step < self.steps:
-            dense = self.step < self.plan.dense_steps
-            easy = self.step < self.plan.easy_steps
-            stop = self.plan.easy_steps if easy else self.plan.dense_steps if dense else self.steps
-            for batch in self._batches(dense, stop - self.step):
-                losses.append(self._update(batch, dense))
+            stage = self.stage
+            for batch in self._batches(stage):
+                losses.append(self._update(batch, stage))
                 self.step += 1
                 bar.update()
-                if self.step % log_every == 0 or self.step == stop:
+                if self.step % log_every == 0 or self.step == stage.stop:
                     mean = sum(losses) / len(losses)
-                    self.curve.append({"step": self.step, "loss": round(mean, 4), "stage": 1 if dense else 2})
-                    bar.set_postfix(loss=f"{mean:.3f}", stage=1 if dense else 2)
+                    self.curve.append({"step": self.step, "loss": round(mean, 4), "stage": stage.number})
+                    bar.set_postfix(loss=f"{mean:.3f}", stage=stage.number)
                     losses.clear()
                 if self.step in marks:
                     self._checkpoint()
-                if self.step % 500 == 0 or self.step == stop:
+                if self.step % 500 == 0 or self.step == stage.stop:
                     self.seconds += time.perf_counter() - started
                     started = time.perf_counter()
                     self.save()
         bar.close()
 
+    @property
+    def stage(self) -> Stage:
+        """The stage that the next step belongs to."""
+        plan = self.plan
+        if self.step < plan.dense_steps:
+            stop = plan.easy_steps if self.step < plan.easy_steps else plan.dense_steps
+            style = EASY if self.step < plan.easy_steps else NATURAL
+            return Stage(1, 0, stop, plan.dense_steps, plan.dense_batch, plan.dense_lr, None, style)
+        joint_stop = plan.dense_steps + plan.joint_steps
+        if self.step < joint_stop:
+            return Stage(2, plan.dense_steps, joint_stop, plan.joint_steps, plan.joint_batch, plan.joint_lr, TRAINING_MIX, NATURAL)
+        return Stage(3, joint_stop, self.steps, plan.search_steps, plan.joint_batch, plan.joint_lr, SEARCH_MIX, NATURAL)
+
     def _checkpoint(self) -> None:
         weights = {k: v.to(torch.bfloat16).contiguous() for k, v in self.model.state_dict().items() if k != "lm_head.weight"}
         save_file(weights, self.folder / f"checkpoint-{self.step:06d}.safetensors")
 
-    def _batches(self, dense: bool, count: int) -> Iterator[Batch]:
-        size = self.plan.dense_batch if dense else self.plan.joint_batch
-        style = EASY if self.step < self.plan.easy_steps else NATURAL
-        data = PackedBatches(self.processor.tokenizer, size, self.plan.seed, self.step, with_questions=not dense, style=style)
+    def _batches(self, stage: Stage) -> Iterator[Batch]:
+        data = PackedBatches(self.processor.tokenizer, stage.batch, self.plan.seed, self.step, mix=stage.mix, style=stage.style)
         loader = DataLoader(data, batch_size=None, num_workers=1, prefetch_factor=4)
-        return itertools.islice(loader, count)
+        return itertools.islice(loader, stage.stop - self.step)
 
-    def _update(self, batch: Batch, dense: bool) -> float:
-        plan = self.plan
-        step, steps, peak = (
-            (self.step, plan.dense_steps, plan.dense_lr) if dense else (self.step - plan.dense_steps, plan.joint_steps, plan.joint_lr)
-        )
+    def _update(self, batch: Batch, stage: Stage) -> float:
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(plan, step, steps, peak)
+            group["lr"] = learning_rate(self.plan, self.step - stage.start, stage.steps, stage.lr)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            if dense:
+            if stage.mix is None:
                 loss = self.reader(image_features(self.model, batch.pixels), batch)
             else:
                 logits, features = forward_packed(self.model, batch)
-                loss = answer_loss(logits, batch) + plan.dense_weight * self.reader(features, batch)
+                loss = answer_loss(logits, batch) + self.plan.dense_weight * self.reader(features, batch)
+                if stage.mix is SEARCH_MIX:
+                    table = self.model.lm_head.weight
+                    loss = loss + self.plan.align_weight * self.reader.align(features, batch, table[self.words[0]], table[self.words[1]])
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
@@ -232,12 +287,13 @@ def main(
     seed: Annotated[int, typer.Option(help="Seed of weights and data.")] = 0,
     dense_steps: Annotated[int, typer.Option(help="Steps of the first stage.")] = Plan.dense_steps,
     joint_steps: Annotated[int, typer.Option(help="Steps of the second stage.")] = Plan.joint_steps,
+    search_steps: Annotated[int, typer.Option(help="Steps of the third stage.")] = Plan.search_steps,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
 ) -> None:
     """Train the embedded model, evaluate it as stored, and write its training record."""
     torch.set_num_threads(threads)
     out.mkdir(parents=True, exist_ok=True)
-    run = Run(Plan(seed=seed, dense_steps=dense_steps, joint_steps=joint_steps), out)
+    run = Run(Plan(seed=seed, dense_steps=dense_steps, joint_steps=joint_steps, search_steps=search_steps), out)
     run.resume()
     run.train()
     run.export(out / "model")
