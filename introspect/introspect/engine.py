@@ -184,22 +184,29 @@ class Engine:
         is_end = token in self.loaded.eos_ids
         before = item.text
         sampling = item.sequence.prompt.request.sampling
-        stopped = self._extend_text(item, sampling.stop)
-        step = StepTrace(info, index, position, token, item.text[len(before) :], is_end or self._is_special(token), stats, heads)
         limit = len(item.forced) if item.forced is not None else sampling.max_tokens
+        is_last = is_end or len(item.tokens) >= limit
+        stopped = self._extend_text(item, sampling.stop, is_last=is_last)
+        step = StepTrace(info, index, position, token, item.text[len(before) :], is_end or self._is_special(token), stats, heads)
         if is_end and item.forced is None:
             return [step, StepTrace(info, index + 1, position + 1, -1, "", True, None, None, "stop")], True
         if stopped or len(item.tokens) >= limit:
             item.finish = "stop" if stopped else "length"
         return [step], False
 
-    def _extend_text(self, item: _Running, stop: tuple[str, ...]) -> bool:
-        """Bring the text up to the tokens; True if a stop string ended it."""
+    def _extend_text(self, item: _Running, stop: tuple[str, ...], *, is_last: bool) -> bool:
+        """Bring the text up to the tokens; True if a stop string ended it.
+
+        What may be the beginning of a stop string is held back until it is known not to be.
+        """
         text: str = self.loaded.tokenizer.decode(item.tokens, skip_special_tokens=True)
-        if text.endswith("\ufffd"):  # bytes of an unfinished character: wait for the rest
+        if text.endswith("\ufffd") and not is_last:  # bytes of an unfinished character: wait for the rest
             return False
         found = [at for s in stop if (at := text.find(s)) >= 0]
-        item.text = text[: min(found)] if found else text
+        if found:
+            item.text = text[: min(found)]
+        else:
+            item.text = text if is_last else text[: len(text) - _held_back(text, stop)]
         return bool(found)
 
     def _is_special(self, token: int) -> bool:
@@ -218,6 +225,11 @@ def _shape(prompt: EncodedPrompt) -> tuple[object, ...]:
     """Prompts of equal shape share a prefill; the budget's window is part of it."""
     window = kept_entries(prompt.request.budget, prompt.length) // 4
     return (prompt.length, window, tuple((name, tuple(value.shape)) for name, value in sorted(prompt.pixels.items())))
+
+
+def _held_back(text: str, stop: tuple[str, ...]) -> int:
+    """Length of the longest end of `text` that begins a stop string."""
+    return max((k for s in stop for k in range(1, min(len(s), len(text) + 1)) if text.endswith(s[:k])), default=0)
 
 
 def _generator(request: Request) -> torch.Generator:

@@ -100,9 +100,11 @@ class Trace:
 
     @property
     def condition(self) -> str:
-        """Policy and nominal budget, such as `snapkv@20`."""
-        budget = self.prompt.budget
-        return budget.policy if budget.policy == "full" else f"{budget.policy}@{budget.nominal / budget.prompt_tokens:.0%}"
+        """Policy and nominal budget, such as `snapkv@20%`."""
+        policy, _, amount = self.id.rpartition("@")[2].partition("-")
+        if not amount:
+            return policy
+        return f"{policy}@{float(amount):.0%}" if float(amount) <= 1 else f"{policy}@{amount}"
 
 
 def manifest_of(loaded: LoadedModel, **facts: Any) -> dict[str, Any]:
