@@ -54,6 +54,7 @@ MIX := $(foreach w,digit_at=2 color_at=1 where=1 color_of=1 digit_of=1.5 exists=
 RECORD := $(VENV)/bin/introspect record
 ANSWERED := --seed 1 $(MIX) --budget full --budget snapkv:20% --budget random:40%
 EXPLAINED := --seed 2 $(MIX) --budget full --budget snapkv:20% --interventions
+FACTS := --seed 3 --weight fact=1 --weight fact_unknown=1 --weight fact_note=0.5 --budget full --budget snapkv:20% --interventions
 POOLS := probe calibration test
 
 .PHONY: $(addprefix traces-,$(POOLS))
@@ -67,6 +68,7 @@ $(addprefix traces-,$(POOLS)): traces-%: install-dev
 	$(RECORD) --out $(RUNS)/$* --world digits --pool $* --n $(CASES) $(ANSWERED)
 	$(if $(filter calibration,$*),,$(RECORD) --out $(RUNS)/$* --world outside --pool $* --seed 1 --n 240)
 	$(RECORD) --out $(RUNS)/$* --world digits --pool $* --n $(EXPLAIN) $(EXPLAINED)
+	$(RECORD) --out $(RUNS)/$* --world digits --pool $* --n 120 $(FACTS)
 
 probes: $(addprefix traces-,$(POOLS))
 	$(VENV)/bin/introspect train $(foreach p,$(POOLS),--traces $(RUNS)/$p) --out probes/introspect_probes/embedded/probes --name embedded-1

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from introspect_probes.features import TokenFeatures, kind_features, token_features
 from introspect_probes.interventions import strategy_of
-from introspect_probes.probe_set import answer_features, budget_features
+from introspect_probes.probe_set import answer_features, budget_features, is_reduced
 from introspect_probes.signals import STRATEGIES
 from introspect_probes.traces import UNKNOWN, Trace
 from introspect_probes.training_free import SCORES
@@ -53,6 +53,11 @@ class Claims:
     strategy: NDArray[np.int8]
     halves: NDArray[np.int8]
 
+    @property
+    def reduced(self) -> NDArray[np.bool_]:
+        """Whether each claim's cache was reduced."""
+        return self.budget[:, 1] > 0
+
     def __len__(self) -> int:
         """Number of claims."""
         return len(self.label)
@@ -87,6 +92,11 @@ class Table:
     def correct(self) -> NDArray[np.int8]:
         """1 where the answer is right."""
         return np.array([a.trace.correct for a in self.answers], dtype=np.int8)
+
+    @property
+    def reduced(self) -> NDArray[np.bool_]:
+        """Whether each answer's cache was reduced."""
+        return np.array([is_reduced(a.trace.prompt) for a in self.answers])
 
     @property
     def conditions(self) -> NDArray[np.str_]:

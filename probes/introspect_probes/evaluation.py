@@ -47,7 +47,7 @@ def evaluate(probes: ProbeSet, folders: Sequence[Path], out: Path) -> dict[str, 
     fit = load_table(t for t in inside if part_of(t) == "fit")
     if not test.answers:
         raise TraceError("no trace belongs to the test part; record cases of the test pool, or more groups")
-    risks = probes.risk_calibration(risk_logits(probes.internal, probes.prior, test.claims))
+    risks = probes.risk_calibration(risk_logits(probes.internal, probes.prior, test.claims), test.claims.reduced)
     conditions = sorted(set(test.conditions.tolist()))
     report: dict[str, Any] = {
         "probe_set": probes.name,
@@ -156,7 +156,7 @@ def evaluate_answers(probes: ProbeSet, fit: Table, test: Table, risks: Floats, c
     """Confidence against baselines, higher for right answers, with calibration, per condition."""
     features = test.confidence_features(np.asarray(risks, dtype=np.float64))
     in_domain = np.array([probes.domain.probability(a.trace.prompt) for a in test.answers])
-    confidence = np.asarray(probes.confidence_calibration(probes.confidence.logits(features)[:, 0])) * in_domain
+    confidence = probes.confidence_calibration(probes.confidence.logits(features)[:, 0], test.reduced) * in_domain
     kinds = sorted({a.trace.kind for a in fit.answers})
 
     def type_matrix(table: Table) -> Floats:

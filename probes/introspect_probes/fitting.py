@@ -16,7 +16,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.preprocessing import StandardScaler
 
 from introspect_probes.errors import FitError
-from introspect_probes.linear import LinearProbe, Platt, sigmoid
+from introspect_probes.linear import BudgetedPlatt, LinearProbe, Platt, sigmoid
 
 Floats = NDArray[np.floating]
 STRENGTHS = (0.01, 0.03, 0.1)
@@ -106,6 +106,19 @@ def fit_platt(logits: Floats, labels: NDArray[np.int8], what: str) -> Platt:
     calibrated = CalibratedClassifierCV(FrozenEstimator(identity), method="sigmoid").fit(np.asarray(logits)[:, None], labels)
     calibrator = calibrated.calibrated_classifiers_[0].calibrators[0]
     return Platt(float(calibrator.a_), float(calibrator.b_))
+
+
+def fit_budgeted_platt(logits: Floats, labels: NDArray[np.int8], reduced: NDArray[np.bool_], what: str) -> BudgetedPlatt:
+    """One sigmoid calibration for whole caches and one for reduced ones; one for both where only one kind was recorded.
+
+    Raises:
+        FitError: one class only.
+    """
+    if reduced.all() or not reduced.any():
+        both = fit_platt(logits, labels, what)
+        return BudgetedPlatt(both, both)
+    whole = fit_platt(logits[~reduced], labels[~reduced], f"{what}, whole cache")
+    return BudgetedPlatt(whole, fit_platt(logits[reduced], labels[reduced], f"{what}, reduced cache"))
 
 
 def fit_temperature(logits: Floats, labels: NDArray[np.int8]) -> float:

@@ -55,6 +55,35 @@ class Platt:
     a: float
     b: float
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, float]) -> Platt:
+        """The calibration that `__dict__` gave."""
+        return cls(float(values["a"]), float(values["b"]))
+
     def __call__(self, logit: NDArray[np.floating] | float) -> NDArray[np.float64]:
         """Calibrated probabilities of logits."""
         return sigmoid(-(self.a * np.asarray(logit, dtype=np.float64) + self.b))
+
+
+@dataclass(frozen=True)
+class BudgetedPlatt:
+    """Two sigmoid calibrations: one where the whole cache was kept, one where it was not.
+
+    The same logit means another probability once evidence may have been evicted.
+    """
+
+    whole: Platt
+    reduced: Platt
+
+    def __call__(self, logit: NDArray[np.floating] | float, is_reduced: NDArray[np.bool_] | bool) -> NDArray[np.float64]:
+        """Calibrated probabilities of logits, by whether each one's cache was reduced."""
+        return np.where(is_reduced, self.reduced(logit), self.whole(logit))
+
+    def as_dict(self) -> dict[str, dict[str, float]]:
+        """For the manifest."""
+        return {"whole": dict(self.whole.__dict__), "reduced": dict(self.reduced.__dict__)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Mapping[str, float]]) -> BudgetedPlatt:
+        """What `as_dict` gave."""
+        return cls(Platt.from_dict(values["whole"]), Platt.from_dict(values["reduced"]))

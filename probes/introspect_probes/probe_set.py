@@ -19,7 +19,7 @@ from introspect_probes.domain import Domain
 from introspect_probes.errors import ProbeMismatchError, ProbesError
 from introspect_probes.features import Shape, TokenFeatures, kind_features
 from introspect_probes.grammar import question_form
-from introspect_probes.linear import LinearProbe, Platt, sigmoid
+from introspect_probes.linear import BudgetedPlatt, LinearProbe, sigmoid
 from introspect_probes.scoring import Session
 from introspect_probes.signals import STRATEGIES, HallucinationRisk, Strategy, StrategyLabel
 from introspect_probes.training_free import TrainingFreeScores
@@ -51,10 +51,10 @@ class ProbeSet:
     manifest: dict[str, Any]
     internal: LinearProbe
     prior: LinearProbe
-    risk_calibration: Platt
-    any_false_calibration: Platt
+    risk_calibration: BudgetedPlatt
+    any_false_calibration: BudgetedPlatt
     confidence: LinearProbe
-    confidence_calibration: Platt
+    confidence_calibration: BudgetedPlatt
     strategy: LinearProbe
     strategies: tuple[StrategyLabel, ...]
     strategy_temperature: float
@@ -102,7 +102,7 @@ class ProbeSet:
     def budget_mismatch(self, prompt: PromptInfo) -> str | None:
         """Why this budget is not one the probe set was fitted for, or `None` if it is."""
         budget = prompt.budget
-        if budget.effective >= budget.prompt_tokens:
+        if not is_reduced(prompt):
             return None
         ratio = budget.effective / budget.prompt_tokens
         fitted = self.manifest["budgets"]
@@ -129,7 +129,7 @@ class ProbeSet:
         internal = float(self.internal.logits(internal_features(features, kind))[0])
         prior = float(self.prior.logits(prior_features(features, kind, prompt))[0])
         return HallucinationRisk(
-            risk=float(self.risk_calibration(internal + prior)),
+            risk=float(self.risk_calibration(internal + prior, is_reduced(prompt))),
             internal=float(sigmoid(internal)),
             prior=float(sigmoid(prior)),
             kind="claim",
@@ -156,9 +156,9 @@ class ProbeSet:
             arrays |= getattr(self, name).arrays(name)
         save_file(arrays, folder / _ARRAYS)
         fitted = {
-            "risk_calibration": self.risk_calibration.__dict__,
-            "any_false_calibration": self.any_false_calibration.__dict__,
-            "confidence_calibration": self.confidence_calibration.__dict__,
+            "risk_calibration": self.risk_calibration.as_dict(),
+            "any_false_calibration": self.any_false_calibration.as_dict(),
+            "confidence_calibration": self.confidence_calibration.as_dict(),
             "strategies": list(self.strategies),
             "strategy_temperature": self.strategy_temperature,
             "strategy_thresholds": list(self.strategy_thresholds),
@@ -188,10 +188,10 @@ def load_probe_set(path_or_name: str | Path = EMBEDDED) -> ProbeSet:
         manifest=manifest,
         internal=LinearProbe.from_arrays("internal", arrays),
         prior=LinearProbe.from_arrays("prior", arrays),
-        risk_calibration=Platt(**fitted["risk_calibration"]),
-        any_false_calibration=Platt(**fitted["any_false_calibration"]),
+        risk_calibration=BudgetedPlatt.from_dict(fitted["risk_calibration"]),
+        any_false_calibration=BudgetedPlatt.from_dict(fitted["any_false_calibration"]),
         confidence=LinearProbe.from_arrays("confidence", arrays),
-        confidence_calibration=Platt(**fitted["confidence_calibration"]),
+        confidence_calibration=BudgetedPlatt.from_dict(fitted["confidence_calibration"]),
         strategy=LinearProbe.from_arrays("strategy", arrays),
         strategies=tuple(fitted["strategies"]),
         strategy_temperature=fitted["strategy_temperature"],
@@ -205,10 +205,15 @@ def internal_features(features: TokenFeatures, kind: str) -> NDArray[np.float32]
     return np.concatenate([features.heads, features.logits, kind_features(kind)])
 
 
+def is_reduced(prompt: PromptInfo) -> bool:
+    """Whether anything of the prompt's cache was dropped."""
+    return prompt.budget.effective < prompt.budget.prompt_tokens
+
+
 def budget_features(prompt: PromptInfo) -> NDArray[np.float32]:
     """Kept share of the prompt, and whether anything was dropped."""
     ratio = prompt.budget.effective / prompt.budget.prompt_tokens
-    return np.array([ratio, ratio < 1], dtype=np.float32)
+    return np.array([ratio, is_reduced(prompt)], dtype=np.float32)
 
 
 def prior_features(features: TokenFeatures, kind: str, prompt: PromptInfo) -> NDArray[np.float32]:

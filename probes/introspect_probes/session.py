@@ -9,7 +9,7 @@ import numpy as np
 from introspect.types import PromptInfo, StepTrace
 from introspect_probes.features import TokenFeatures, token_features
 from introspect_probes.grammar import QuestionForm, find_claims
-from introspect_probes.probe_set import ProbeSet, answer_features
+from introspect_probes.probe_set import ProbeSet, answer_features, is_reduced
 from introspect_probes.scoring import StepSignals
 from introspect_probes.signals import AnswerSignal, HallucinationRisk, SpanSignal, Strategy, TokenSignal
 from introspect_probes.training_free import TrainingFreeScores
@@ -51,6 +51,7 @@ class ProbeSession:
     def __post_init__(self) -> None:
         """Work out what needs the prompt alone."""
         self._in_domain = self.probes.domain.probability(self.prompt)
+        self._is_reduced = is_reduced(self.prompt)
         self._fallback = TrainingFreeScores(self.prompt)
 
     def step(self, step: StepTrace) -> StepSignals:
@@ -125,14 +126,16 @@ class ProbeSession:
             [t.claim.kind for t in claims if t.claim is not None],
             self.prompt,
         )
-        return float(self.probes.confidence_calibration(self.probes.confidence.logits(features)[0])) * self._in_domain
+        return (
+            float(self.probes.confidence_calibration(float(self.probes.confidence.logits(features)[0]), self._is_reduced)) * self._in_domain
+        )
 
     def _any_false(self, risks: list[float]) -> float | None:
         if not risks:
             return None
         all_true = float(np.log1p(-np.clip(risks, 1e-6, 1 - 1e-6)).sum())
         logit = float(np.log(-np.expm1(all_true)) - all_true)
-        return float(self.probes.any_false_calibration(logit))
+        return float(self.probes.any_false_calibration(logit, self._is_reduced))
 
     def _mean_strategy(self, strategies: list[Strategy]) -> Strategy | None:
         if not strategies:

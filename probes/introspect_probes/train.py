@@ -22,8 +22,8 @@ from introspect_probes.fitting import (
     STRENGTHS,
     balancing_weights,
     class_thresholds,
+    fit_budgeted_platt,
     fit_logistic,
-    fit_platt,
     fit_temperature,
     out_of_fold_logits,
 )
@@ -78,20 +78,21 @@ def fit_probe_set(fit: Table, calibration: Table, outside: list[Trace], manifest
     """Fit every probe on one table and calibrate on the other."""
     internal, prior, fit_risk_logits = fit_risk(fit.claims)
     calibration_logits = risk_logits(internal, prior, calibration.claims)
-    risk_calibration = fit_platt(calibration_logits, calibration.claims.label, "hallucination risk")
-    confidence = _fit_confidence(fit, risk_calibration(fit_risk_logits))
-    calibration_risks = risk_calibration(calibration_logits)
+    held = calibration.claims
+    risk_calibration = fit_budgeted_platt(calibration_logits, held.label, held.reduced, "hallucination risk")
+    confidence = _fit_confidence(fit, risk_calibration(fit_risk_logits, fit.claims.reduced))
+    calibration_risks = risk_calibration(calibration_logits, held.reduced)
     confidence_logits = confidence.logits(calibration.confidence_features(calibration_risks))[:, 0]
     strategy, states, temperature, thresholds = _fit_strategy(fit.claims, calibration.claims)
-    any_false, any_false_logits = _any_false(calibration, calibration_risks)
+    any_false, any_false_logits, any_false_reduced = _any_false(calibration, calibration_risks)
     return ProbeSet(
         manifest={**manifest, "counts": _counts(fit, calibration), "coverage": COVERAGE},
         internal=internal,
         prior=prior,
         risk_calibration=risk_calibration,
-        any_false_calibration=fit_platt(any_false_logits, any_false, "answer-level risk"),
+        any_false_calibration=fit_budgeted_platt(any_false_logits, any_false, any_false_reduced, "answer-level risk"),
         confidence=confidence,
-        confidence_calibration=fit_platt(confidence_logits, calibration.correct, "confidence"),
+        confidence_calibration=fit_budgeted_platt(confidence_logits, calibration.correct, calibration.reduced, "confidence"),
         strategy=strategy,
         strategies=tuple(STRATEGIES[i] for i in states),
         strategy_temperature=temperature,
@@ -149,15 +150,16 @@ def _fit_confidence(table: Table, risks: NDArray[np.float64]) -> LinearProbe:
     return fit_logistic(features, labels, groups)[0]
 
 
-def _any_false(table: Table, risks: NDArray[np.float64]) -> tuple[NDArray[np.int8], NDArray[np.float64]]:
-    """For answers with claims: whether any is false, and the logit of that under independence."""
-    labels, logits = [], []
+def _any_false(table: Table, risks: NDArray[np.float64]) -> tuple[NDArray[np.int8], NDArray[np.float64], NDArray[np.bool_]]:
+    """For answers with claims: whether any is false, the logit of that under independence, whether the cache was reduced."""
+    labels, logits, reduced = [], [], []
     for answer in np.unique(table.claims.answer):
         own = table.claims.answer == answer
         all_true = float(np.log1p(-np.clip(risks[own], 1e-6, 1 - 1e-6)).sum())
         labels.append(int(table.claims.label[own].max()))
         logits.append(float(np.log(-np.expm1(all_true)) - all_true))
-    return np.array(labels, dtype=np.int8), np.array(logits)
+        reduced.append(bool(table.claims.reduced[own][0]))
+    return np.array(labels, dtype=np.int8), np.array(logits), np.array(reduced)
 
 
 def _fit_strategy(fit: Claims, calibration: Claims) -> tuple[LinearProbe, list[int], float, tuple[float, ...]]:
