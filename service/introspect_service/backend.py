@@ -11,8 +11,7 @@ from introspect.loading import LoadedModel, load_model
 from introspect.policies import available_policies
 from introspect_kernels import feature_schema_hash
 from introspect_probes.errors import ProbesError
-from introspect_probes.probe_set import load_probe_set
-from introspect_probes.scoring import Scorer
+from introspect_probes.probe_set import ProbeSet, load_probe_set
 from introspect_probes.training_free import TrainingFree
 from introspect_service.errors import ServiceError
 from introspect_service.settings import Settings
@@ -29,7 +28,7 @@ class Backend:
 
     model: LoadedModel
     engine: Engine
-    scorer: Scorer
+    scorer: ProbeSet | TrainingFree
     feature_schema: str
 
 
@@ -48,7 +47,7 @@ def load_backend(settings: Settings) -> Backend:
     return Backend(model, Engine(model), choose_scorer(model, settings), feature_schema_hash())
 
 
-def choose_scorer(model: LoadedModel, settings: Settings) -> Scorer:
+def choose_scorer(model: LoadedModel, settings: Settings) -> ProbeSet | TrainingFree:
     """The probe set that `settings` name, or training-free scores where none is asked for or the embedded one does not fit.
 
     Raises:

@@ -64,6 +64,7 @@ def serve(
             EmbeddedValkey(settings.redis_port).claim_port()
     except ServiceError as problem:
         _fail(str(problem))
+    _hide_progress_bars()
     from introspect_service.backend import StartError, load_backend
     from introspect_service.serve import greeting
     from introspect_service.serve import serve as run
@@ -95,6 +96,7 @@ def ask(
     settings = _settings(
         model=model, probes=probes, allow_mismatch=allow_mismatch, policy=policy, kv_budget=kv_budget, device=device, redis="off"
     )
+    _hide_progress_bars()
     from introspect_service.ask import ask as put
     from introspect_service.backend import StartError, load_backend
 
@@ -148,6 +150,13 @@ def _settings(**given: Any) -> Settings:
             option = f"--{name.replace('_', '-')} (INTROSPECT_{name.upper()}): " if name else ""
             typer.echo(f"introspect: {option}{error['msg'].removeprefix('Value error, ')}", err=True)
         raise typer.Exit(1) from None
+
+
+def _hide_progress_bars() -> None:
+    """No bars for reading files that are here; those of a download stay."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def _fail(message: str) -> NoReturn:

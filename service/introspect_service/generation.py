@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol, cast
 
 from introspect.types import FinishReason, PromptInfo, Request, StepTrace
-from introspect_probes.scoring import Scorer, Session
+from introspect_probes.scoring import Session
 from introspect_probes.signals import AnswerSignal, TokenSignal
 
 
@@ -18,6 +18,14 @@ class Generates(Protocol):
 
     def generate(self, requests: list[Request]) -> Iterator[StepTrace]:
         """Steps of all requests."""
+        ...
+
+
+class Scores(Protocol):
+    """The part of `introspect_probes.scoring.Scorer` that is used here."""
+
+    def session(self, prompt: PromptInfo) -> Session:
+        """Begin to score the answer to `prompt`."""
         ...
 
 
@@ -62,7 +70,7 @@ class Ended:
 Progress = Begun | Token | Ended
 
 
-def generate_answer(engine: Generates, scorer: Scorer, request: Request) -> Generator[Progress, None, None]:
+def generate_answer(engine: Generates, scorer: Scores, request: Request) -> Generator[Progress, None, None]:
     """Run one request.
 
     A token's signal rests on the row of the next step too, so each token is

@@ -14,9 +14,8 @@ from typing import Literal
 
 from introspect.errors import RequestError
 from introspect.types import Request
-from introspect_probes.scoring import Scorer
 from introspect_service.errors import QueueFullError
-from introspect_service.generation import Ended, Generates, Progress, generate_answer
+from introspect_service.generation import Ended, Generates, Progress, Scores, generate_answer
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +60,7 @@ class Runner:
         queue_depth: how many requests may wait.
     """
 
-    def __init__(self, engine: Generates, scorer: Scorer, *, queue_depth: int) -> None:
+    def __init__(self, engine: Generates, scorer: Scores, *, queue_depth: int) -> None:
         self._engine, self._scorer = engine, scorer
         self._waiting: queue.Queue[Ticket | None] = queue.Queue()
         self._depth, self._count = queue_depth, 0

@@ -79,13 +79,26 @@ def make():
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory):
-    """The embedded model's shape with random weights, saved as `transformers` saves it."""
+    """The embedded model's shape with random weights, saved as `transformers` saves it.
+
+    Untrained, it would say one token for ever. Its head is turned so that each word is followed by the next one of the
+    vocabulary: every token of an answer differs, and none of them ends it.
+    """
     from introspect_probes.embedded.model import build_model, build_processor
 
     folder = tmp_path_factory.mktemp("models") / "tiny"
     torch.manual_seed(0)
-    build_model().save_pretrained(folder)
-    build_processor().save_pretrained(folder)
+    model, processor = build_model(), build_processor()
+    pieces = processor.tokenizer.convert_ids_to_tokens(range(len(processor.tokenizer)))
+    words = [number for number, piece in enumerate(pieces) if piece.startswith("▁") and len(piece) > 2]
+    embeddings = model.get_input_embeddings().weight.detach()
+    head = torch.zeros_like(embeddings)
+    head[words[1:] + words[:1]] = embeddings[words]
+    embeddings *= 30  # louder than what the layers add
+    model.lm_head.weight = torch.nn.Parameter(head)
+    model.config.tie_word_embeddings = model.config.text_config.tie_word_embeddings = False
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
     return folder
 
 

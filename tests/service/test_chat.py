@@ -115,6 +115,17 @@ def test_the_stream_helper_keeps_the_tokens_and_the_signals_up_to_a_stop_string(
     assert all(introspection_of(entry)["final"] for entry in entries)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_stop_string_that_spans_tokens_leaves_nothing_of_itself(client, model, plain, make, stream):
+    text = plain.choices[0].message.content
+    stop = text[7:12]
+    assert " " in stop.strip()
+    assert text.index(stop) == 7
+    answer = client.chat.completions.create(model=model, messages=make.messages(), stop=stop, stream=stream)
+    got = "".join(chunk.choices[0].delta.content or "" for chunk in answer) if stream else answer.choices[0].message.content
+    assert got == text[:7]
+
+
 @pytest.mark.anyio
 async def test_the_asynchronous_client_streams(url, model, plain, make):
     async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:

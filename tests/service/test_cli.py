@@ -77,7 +77,20 @@ def sample(tmp_path, make):
 
 
 def test_ask_prints_one_json_document(sample, model_folder):
-    done = run("ask", str(sample), "what digit is red ?", "--json", "--model", str(model_folder), "--kv-budget", "64", "--policy", "random")
+    done = run(
+        "ask",
+        str(sample),
+        "what digit is red ?",
+        "--json",
+        "--model",
+        str(model_folder),
+        "--probes",
+        "off",
+        "--kv-budget",
+        "64",
+        "--policy",
+        "random",
+    )
     assert done.returncode == 0, done.stderr
     asked = json.loads(done.stdout)
     assert asked["question"] == "what digit is red ?"
@@ -91,24 +104,25 @@ def test_ask_prints_one_json_document(sample, model_folder):
 
 
 def test_ask_prints_the_answer_and_what_is_known(sample, model_folder):
-    done = run("ask", str(sample), "what digit is red ?", "--model", str(model_folder), "--context", "photo by ada .")
+    done = run("ask", str(sample), "what digit is red ?", "--model", str(model_folder), "--probes", "off", "--context", "photo by ada .")
     assert done.returncode == 0, done.stderr
     assert "mean_logprob" in done.stdout
     assert "not calibrated" in done.stdout
     assert "\x1b" not in done.stdout
+    assert done.stderr == ""
 
 
 def test_ask_refuses_what_is_no_picture(tmp_path, model_folder):
     path = tmp_path / "text.png"
     path.write_text("hello")
-    done = run("ask", str(path), "what ?", "--model", str(model_folder))
+    done = run("ask", str(path), "what ?", "--model", str(model_folder), "--probes", "off")
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == "introspect: The picture cannot be read as png, jpeg or webp."
+    assert done.stderr.splitlines() == ["introspect: The picture cannot be read as png, jpeg or webp."]
 
 
 def test_serve_prints_a_question_that_works_as_printed_and_stops_when_told(make, model_folder):
     ports = ("--port", str(make.free_port()), "--redis-port", str(make.free_port()))
-    arguments = [*COMMAND, "serve", "--model", str(model_folder), *ports]
+    arguments = [*COMMAND, "serve", "--model", str(model_folder), "--probes", "off", *ports]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=PLAIN, cwd=ROOT) as served:
         try:
             lines = []

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
@@ -71,3 +74,11 @@ def test_a_request_s_budget_stands_over_the_server_s(server, asked, meant):
 
 def test_passwords_are_not_shown():
     assert without_password("redis://me:secret@host:6379/0?password=secret") == "redis://host:6379/0"
+
+
+def test_the_readme_lists_every_setting_with_its_default():
+    text = (Path(__file__).parents[2] / "service" / "README.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `INTROSPECT_(\w+)` \| `?([^`|]*?)`? \|", text, re.MULTILINE))
+    defaults = {name.upper(): field.default for name, field in Settings.model_fields.items()}
+    defaults["REPLICA"] = "the host's name"
+    assert rows == {name: "none" if value is None else str(value) for name, value in defaults.items()}
