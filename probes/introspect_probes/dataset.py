@@ -14,7 +14,7 @@ from introspect_probes.interventions import strategy_of
 from introspect_probes.probe_set import answer_features, budget_features, is_reduced
 from introspect_probes.signals import STRATEGIES
 from introspect_probes.traces import UNKNOWN, Trace
-from introspect_probes.training_free import SCORES
+from introspect_probes.training_free import SCORES, words_of
 
 Array = NDArray[np.float32]
 
@@ -136,8 +136,8 @@ def load_table(traces: Iterable[Trace], total: int | None = None) -> Table:
         tokens = _tokens(trace)
         if trace.correct == UNKNOWN or not tokens:
             continue
-        spoken = [s for s in trace.steps if s.logits is None or not s.is_special]
-        answers.append(Answer(trace, tuple(tokens), {name: score(spoken) for name, score in SCORES.items()}))
+        words = words_of(trace.steps)
+        answers.append(Answer(trace, tuple(tokens), {name: score(words) for name, score in SCORES.items()}))
         rows += _claim_rows(trace, tokens, len(answers) - 1)
     return Table(tuple(answers), _stack(rows))
 

@@ -33,7 +33,9 @@ def answers_table(report: dict[str, Any]) -> str:
         shown = f"**{name} (confidence)**" if name == "probe" else name
         lines.append(f"| {shown} | {' | '.join(cells)} |")
     lines.append(
-        "| calibration error of confidence | " + " | ".join(f"{report['answers'][c]['confidence']['ece']:.3f}" for c in conditions) + " |"
+        "| calibration error of confidence (debiased: 0 is below the noise) | "
+        + " | ".join(f"{report['answers'][c]['confidence']['ece']:.3f}" for c in conditions)
+        + " |"
     )
     return "\n".join(lines)
 

@@ -7,7 +7,7 @@ steps alone. None is a probability and none is calibrated.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
@@ -19,6 +19,11 @@ from introspect_probes.scoring import StepSignals
 from introspect_probes.signals import AnswerSignal, TokenSignal
 
 _FLOOR = 1e-6
+
+
+def words_of(steps: Sequence[StepTrace]) -> list[StepTrace]:
+    """An answer's steps as the scores take them: of a control token only its row is kept, which read the word before it."""
+    return [replace(s, logits=None) if s.is_special else s for s in steps]
 
 
 def mean_logprob(steps: Sequence[StepTrace]) -> float:
@@ -116,7 +121,7 @@ SCORES: dict[str, Callable[[Sequence[StepTrace]], float]] = {
     "attention_score": attention_score,
     "rauq": rauq,
 }
-"""Every score by its name; each takes the steps of one answer."""
+"""Every score by its name; each takes `words_of` the steps of one answer."""
 
 
 @dataclass
@@ -137,9 +142,9 @@ class TrainingFreeScores:
 
     def finish(self) -> AnswerSignal:
         """See `Session`."""
-        spoken = [s for s in self._steps if s.logits is None or not s.is_special] or self._steps
-        has_tokens = any(s.logits is not None for s in spoken)
-        values = {name: score(spoken) for name, score in SCORES.items()} if has_tokens else {}
+        words = words_of(self._steps)
+        has_words = any(s.logits is not None for s in words)
+        values = {name: score(words) for name, score in SCORES.items()} if has_words else {}
         return AnswerSignal(
             confidence=None,
             hallucination_risk=None,

@@ -25,8 +25,8 @@ from introspect_probes.worlds.world import get_world
 
 def test_a_session_says_what_the_offline_tables_say(probes: ProbeSet, traces: list[Trace]) -> None:
     table = load_table(traces)
-    risks = probes.risk_calibration(risk_logits(probes.internal, probes.prior, table.claims))
-    confidence = probes.confidence_calibration(probes.confidence.logits(table.confidence_features(risks))[:, 0])
+    risks = probes.risk_calibration(risk_logits(probes.internal, probes.prior, table.claims), table.claims.reduced)
+    confidence = probes.confidence_calibration(probes.confidence.logits(table.confidence_features(risks))[:, 0], table.reduced)
     for number, answer in enumerate(table.answers):
         session = probes.session(answer.trace.prompt)
         for step in answer.trace.steps:
