@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 from rich.console import Console
 from rich.style import Style
-from rich.table import Table
 from rich.text import Text
 
 from introspect_service.responses import TokenLogprob
@@ -30,10 +29,10 @@ def show(console: Console, tokens: Sequence[TokenLogprob], answer: AnswerIntrosp
     if any(_risk(token) is not None for token in tokens):
         console.print(_legend(colour=console.is_terminal), soft_wrap=True)
     console.print()
-    table = Table.grid(padding=(0, 2))
-    for name, value in facts(answer):
-        table.add_row(Text(name, style="bold"), Text(value))
-    console.print(table)
+    rows = facts(answer)
+    width = max(len(name) for name, _ in rows) + 2
+    for name, value in rows:
+        console.print(Text(name.ljust(width), style="bold").append(value, style="not bold"), soft_wrap=True)
 
 
 def marked(token: TokenLogprob, *, colour: bool) -> Text:
