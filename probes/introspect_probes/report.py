@@ -32,11 +32,8 @@ def answers_table(report: dict[str, Any]) -> str:
         cells = [_cell(report["answers"][c]["auroc"][name]) for c in conditions]
         shown = f"**{name} (confidence)**" if name == "probe" else name
         lines.append(f"| {shown} | {' | '.join(cells)} |")
-    lines.append(
-        "| calibration error of confidence (debiased: 0 is below the noise) | "
-        + " | ".join(f"{report['answers'][c]['confidence']['ece']:.3f}" for c in conditions)
-        + " |"
-    )
+    errors = [f"{report['answers'][c]['confidence']['ece']:.3f}" for c in conditions]
+    lines.append(f"| calibration error of confidence (debiased: 0 is below the noise) | {' | '.join(errors)} |")
     return "\n".join(lines)
 
 
