@@ -14,7 +14,7 @@ from introspect.engine import Engine
 from introspect.loading import load_model
 from introspect.types import Budget, Request
 from introspect_probes.probe_set import load_probe_set
-from introspect_probes.signals import AnswerSignal
+from introspect_probes.signals import STRATEGIES, AnswerSignal
 
 WORDS_A_LINE = 14
 COLORS = mpl.colormaps["cividis_r"]  # readable by colour-blind people
@@ -45,7 +45,7 @@ def draw(image: Path, question: str, texts: list[str], signal: AnswerSignal, cap
     right.axis("off")
     right.set_xlim(0, WORDS_A_LINE)
     lines = -(-len([t for t in texts if t.strip()]) // WORDS_A_LINE)
-    right.set_ylim(-lines - 1.4, 1.2)
+    right.set_ylim(-lines - 1.7, 1.2)
     right.text(0, 0.7, f"“{question}”", fontsize=13, weight="bold")
     start, place = 0, 0
     for text in texts:
@@ -60,10 +60,18 @@ def draw(image: Path, question: str, texts: list[str], signal: AnswerSignal, cap
         ink = "white" if risk is not None and risk > 0.55 else "black"
         right.text(x + 0.45, y, text.strip(), fontsize=12, ha="center", bbox=box, color=ink)
         if span is not None and span.strategy is not None:
-            right.text(x + 0.45, y - 0.42, f"{span.hallucination_risk:.2f} {span.strategy.label}", fontsize=5.5, ha="center", color="#444")
+            right.text(
+                x + 0.45, y - 0.45, f"{span.hallucination_risk:.2f} {span.strategy.label[:4]}", fontsize=8, ha="center", color="#444"
+            )
     confidence = "absent" if signal.confidence is None else f"{signal.confidence:.2f}"
     any_false = "absent" if signal.hallucination_risk is None else f"{signal.hallucination_risk:.2f}"
     right.text(0, -lines - 1.1, f"confidence that all of it is right: {confidence}     P(some claim is false): {any_false}", fontsize=12)
+    right.text(
+        0,
+        -lines - 1.45,
+        "below each claim its risk and what it leaned on: " + ", ".join(f"{s[:4]} = {s}" for s in STRATEGIES),
+        fontsize=8,
+    )
     bar = figure.colorbar(mpl.cm.ScalarMappable(mpl.colors.Normalize(0, 1), COLORS), ax=right, fraction=0.02, pad=0.01)
     bar.set_label("risk that the claim is false")
     return figure

@@ -51,6 +51,7 @@ def encode(loaded: LoadedModel, request: Request) -> EncodedPrompt:
     Raises:
         RequestError: no question, a picture the model cannot take, or a prompt and answer longer than the context.
     """
+    _refuse_control_tokens(loaded, request.messages)
     images = [part.image for message in request.messages for part in message.parts if isinstance(part, ImagePart)]
     rendered = render(loaded, request.messages)
     bos = getattr(loaded.tokenizer, "bos_token", None)
@@ -58,12 +59,25 @@ def encode(loaded: LoadedModel, request: Request) -> EncodedPrompt:
     try:
         inputs = dict(loaded.processor(text=[rendered], images=images or None, **options))
     except (ValueError, TypeError) as problem:
-        raise RequestError(f"the model's processor cannot take this prompt: {problem}") from problem
+        raise RequestError("the model's processor cannot take this prompt: check the number and the size of its images") from problem
     token_ids = inputs["input_ids"][0]
     plain = loaded.tokenizer(rendered, return_offsets_mapping=True, add_special_tokens=options["add_special_tokens"])
     origins = character_segments(rendered, request.messages)
     segments = token_segments(loaded, token_ids.tolist(), plain.input_ids, plain.offset_mapping, origins)
     return encoded_from_inputs(loaded, request, inputs, segments)
+
+
+def _refuse_control_tokens(loaded: LoadedModel, messages: tuple[Message, ...]) -> None:
+    """A control token in a caller's text would become one: a forged turn, a picture that is not there.
+
+    Raises:
+        RequestError: a text holds one.
+    """
+    for part in (part for message in messages for part in message.parts):
+        if isinstance(part, TextPart):
+            found = next((token for token in loaded.tokenizer.all_special_tokens if token in part.text), None)
+            if found is not None:
+                raise RequestError(f"the text holds {found!r}, a control token of the model; take it out or spell it otherwise")
 
 
 def encoded_from_inputs(

@@ -183,9 +183,19 @@ def load_probe_set(path_or_name: str | Path = EMBEDDED) -> ProbeSet:
         raise ProbeMismatchError(
             f"{path_or_name} was fitted under feature schema {manifest['feature_schema']}, the engine measures {feature_schema_hash()}"
         )
-    fitted, arrays = manifest.pop("fitted"), load_file(folder / _ARRAYS)
+    try:
+        return _assembled(manifest, load_file(folder / _ARRAYS))
+    except (KeyError, TypeError) as problem:
+        raise ProbesError(
+            f"{path_or_name} is not a whole probe set: {problem!r} is missing; make it again with `introspect train`"
+        ) from problem
+
+
+def _assembled(manifest: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> ProbeSet:
+    """The probe set of a manifest and its arrays."""
+    fitted = manifest["fitted"]
     return ProbeSet(
-        manifest=manifest,
+        manifest={key: value for key, value in manifest.items() if key != "fitted"},
         internal=LinearProbe.from_arrays("internal", arrays),
         prior=LinearProbe.from_arrays("prior", arrays),
         risk_calibration=BudgetedPlatt.from_dict(fitted["risk_calibration"]),

@@ -36,7 +36,10 @@ class Session(Protocol):
 class Scorer(Protocol):
     """A probe set, or the training-free fallback where none fits."""
 
-    name: str | None
+    @property
+    def name(self) -> str | None:
+        """The probe set's name; `None` for the fallback."""
+        ...
 
     def session(self, prompt: PromptInfo) -> Session:
         """Begin to score the answer to `prompt`."""

@@ -160,11 +160,13 @@ class TrainingFreeScores:
 
 @dataclass(frozen=True)
 class TrainingFree:
-    """The `Scorer` where no probe set fits the model."""
+    """The `Scorer` where no probe set fits the model, or none is wanted; `reason` is told beside every answer."""
 
     model: LoadedModel
+    reason: str | None = None
     name: str | None = None
 
     def session(self, prompt: PromptInfo) -> TrainingFreeScores:
         """Begin to score the answer to `prompt`."""
-        return TrainingFreeScores(prompt, note=f"no probe set fits {self.model.name}: scores are training-free and not calibrated")
+        reason = self.reason or f"no probe set fits {self.model.name}"
+        return TrainingFreeScores(prompt, note=f"{reason}: scores are training-free and not calibrated")

@@ -54,7 +54,7 @@ def choose_scorer(model: LoadedModel, settings: Settings) -> ProbeSet | Training
         ProbesError: a probe set was named that cannot be read or was not fitted for this model.
     """
     if settings.probes == "off":
-        return TrainingFree(model)
+        return TrainingFree(model, "probes are off")
     try:
         return load_probe_set(settings.probes).check(model, allow_mismatch=settings.allow_mismatch)
     except ProbesError as problem:

@@ -132,7 +132,7 @@ def test_foreign_probe_sets_are_refused(probes: ProbeSet, tmp_path: Path) -> Non
         load_probe_set(tmp_path)
     probes.save(tmp_path)
     manifest = json.loads((tmp_path / "manifest.json").read_text(encoding="utf-8"))
-    for change, error in (({"feature_schema": "x"}, ProbeMismatchError), ({"format": "x"}, ProbesError)):
+    for change, error in (({"feature_schema": "x"}, ProbeMismatchError), ({"format": "x"}, ProbesError), ({"fitted": {}}, ProbesError)):
         (tmp_path / "manifest.json").write_text(json.dumps({**manifest, **change}), encoding="utf-8")
         with pytest.raises(error):
             load_probe_set(tmp_path)
