@@ -44,7 +44,7 @@ def draw(image: Path, question: str, texts: list[str], signal: AnswerSignal, cap
     left.axis("off")
     right.axis("off")
     right.set_xlim(0, WORDS_A_LINE)
-    lines = -(-len([t for t in texts if t.strip()]) // WORDS_A_LINE)
+    lines = 1.3 * -(-len([t for t in texts if t.strip()]) // WORDS_A_LINE)
     right.set_ylim(-lines - 1.7, 1.2)
     right.text(0, 0.7, f"“{question}”", fontsize=13, weight="bold")
     start, place = 0, 0
@@ -53,7 +53,7 @@ def draw(image: Path, question: str, texts: list[str], signal: AnswerSignal, cap
         start += len(text)
         if not text.strip():
             continue
-        x, y = place % WORDS_A_LINE, -(place // WORDS_A_LINE) - 0.3
+        x, y = place % WORDS_A_LINE, -1.3 * (place // WORDS_A_LINE) - 0.3
         place += 1
         risk = None if span is None else span.hallucination_risk
         box = None if risk is None else {"facecolor": COLORS(risk), "edgecolor": "none", "boxstyle": "round,pad=0.25"}
@@ -61,7 +61,7 @@ def draw(image: Path, question: str, texts: list[str], signal: AnswerSignal, cap
         right.text(x + 0.45, y, text.strip(), fontsize=12, ha="center", bbox=box, color=ink)
         if span is not None and span.strategy is not None:
             right.text(
-                x + 0.45, y - 0.45, f"{span.hallucination_risk:.2f} {span.strategy.label[:4]}", fontsize=8, ha="center", color="#444"
+                x + 0.45, y - 0.55, f"{span.hallucination_risk:.2f}\n{span.strategy.label[:4]}", fontsize=8, ha="center", color="#444"
             )
     confidence = "absent" if signal.confidence is None else f"{signal.confidence:.2f}"
     any_false = "absent" if signal.hallucination_risk is None else f"{signal.hallucination_risk:.2f}"
