@@ -61,7 +61,7 @@ def draw(image: Path, question: str, texts: list[str], signal: AnswerSignal, cap
         right.text(x + 0.45, y, text.strip(), fontsize=12, ha="center", bbox=box, color=ink)
         if span is not None and span.strategy is not None:
             right.text(
-                x + 0.45, y - 0.55, f"{span.hallucination_risk:.2f}\n{span.strategy.label[:4]}", fontsize=8, ha="center", color="#444"
+                x + 0.45, y - 0.68, f"{span.hallucination_risk:.2f}\n{span.strategy.label[:4]}", fontsize=8, ha="center", color="#444"
             )
     confidence = "absent" if signal.confidence is None else f"{signal.confidence:.2f}"
     any_false = "absent" if signal.hallucination_risk is None else f"{signal.hallucination_risk:.2f}"
@@ -70,7 +70,7 @@ def draw(image: Path, question: str, texts: list[str], signal: AnswerSignal, cap
         0,
         -lines - 1.45,
         "below each claim its risk and what it leaned on: " + ", ".join(f"{s[:4]} = {s}" for s in STRATEGIES),
-        fontsize=8,
+        fontsize=7,
     )
     bar = figure.colorbar(mpl.cm.ScalarMappable(mpl.colors.Normalize(0, 1), COLORS), ax=right, fraction=0.02, pad=0.01)
     bar.set_label("risk that the claim is false")
