@@ -24,6 +24,7 @@ from introspect_probes.traces import Trace, read_traces
 from introspect_probes.train import OUTSIDE_KIND, internal_matrix, part_of, risk_logits
 
 ALL = "all"
+SHUFFLES = 20
 MIN_OF_EACH = 10
 """A claim type is reported on its own, and enters the macro mean, with this many true and false claims."""
 Floats = NDArray[np.floating]
@@ -106,7 +107,7 @@ def evaluate_claims(probes: ProbeSet, fit: Claims, test: Claims, risks: Floats, 
             "auroc": rows,
             "within_position": _within_position(own, claims),
             "risk": probability_metrics(risks[inside], claims.label),
-            "shuffled_labels": round(weighted_auroc(shuffled[inside], claims.label, np.ones(len(claims))), 4),
+            "shuffled_labels": [round(weighted_auroc(s[inside], claims.label, np.ones(len(claims))), 4) for s in shuffled],
         }
     return result
 
@@ -145,11 +146,15 @@ def _within_position(scores: dict[str, Floats], claims: Claims) -> dict[str, flo
     }
 
 
-def _shuffled_control(fit: Claims, test: Claims) -> Floats:
-    """Scores of a probe fitted on shuffled labels: it must know nothing."""
-    labels = np.random.default_rng(0).permutation(fit.label)
-    probe, _ = fit_logistic(internal_matrix(fit), labels, fit.group, strengths=(0.01,))
-    return np.asarray(probe.logits(internal_matrix(test))[:, 0])
+def _shuffled_control(fit: Claims, test: Claims) -> list[Floats]:
+    """Scores of probes fitted on shuffled labels: on average they must know nothing.
+
+    One alone proves little: features of many claims move together, so that a single meaningless direction can rank well or badly.
+    """
+    matrix, fresh = internal_matrix(fit), internal_matrix(test)
+    rng = np.random.default_rng(0)
+    probes = [fit_logistic(matrix, rng.permutation(fit.label), fit.group, strengths=(0.03,))[0] for _ in range(SHUFFLES)]
+    return [np.asarray(probe.logits(fresh)[:, 0]) for probe in probes]
 
 
 def evaluate_answers(probes: ProbeSet, fit: Table, test: Table, risks: Floats, conditions: list[str]) -> dict[str, Any]:

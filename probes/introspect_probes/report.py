@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import mean, stdev
 from typing import Any
 
 SCORE_ORDER = ("position", "question type", "max probability", "mean logprob", "entropy", "L", "attention alone", "probe")
@@ -9,6 +10,11 @@ SCORE_ORDER = ("position", "question type", "max probability", "mean logprob", "
 
 def _cell(value: list[float]) -> str:
     return f"{value[0]:.3f} [{value[1]:.3f}, {value[2]:.3f}]"
+
+
+def _spread(values: list[float]) -> str:
+    """Mean and standard deviation over repetitions."""
+    return f"{mean(values):.3f} (standard deviation {stdev(values):.3f} over {len(values)} shuffles)"
 
 
 def claims_table(report: dict[str, Any], condition: str) -> str:
@@ -39,10 +45,14 @@ def answers_table(report: dict[str, Any]) -> str:
 
 def conditions_table(report: dict[str, Any]) -> str:
     """What was kept of the cache and how often the model was right, by condition, as Markdown."""
-    lines = ["| condition | prompt kept | answers | right | claims | false |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| condition | prompt kept | answers | right | claims | false | calibration error of the risk |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for name, facts in report["conditions"].items():
         lines.append(
-            f"| {name} | {facts['kept']:.0%} | {facts['answers']:,} | {facts['right']:.1%} | {facts['claims']:,} | {facts['false']:.1%} |"
+            f"| {name} | {facts['kept']:.0%} | {facts['answers']:,} | {facts['right']:.1%} | {facts['claims']:,} | {facts['false']:.1%} | "
+            f"{report['claims'][name]['risk']['ece']:.3f} |"
         )
     return "\n".join(lines)
 
@@ -86,7 +96,7 @@ def summary(report: dict[str, Any]) -> str:
             (
                 f"Calibration error of the risk {calibration['ece']:.3f}; Brier {calibration['brier']:.3f}; "
                 f"AUROC within position bins: probe {within['probe']:.3f}, L {within['L']:.3f}; "
-                f"fitted on shuffled labels: {report['claims'][condition]['shuffled_labels']:.3f}."
+                f"fitted on shuffled labels: {_spread(report['claims'][condition]['shuffled_labels'])}."
             ),
         ]
     parts += ["## Right answers", answers_table(report), "## Strategy", strategy_lines(report), "## Outside", domain_line(report)]
