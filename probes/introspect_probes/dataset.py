@@ -184,4 +184,9 @@ def _strategy_index(shifts: dict[str, float], source: str) -> int:
 def _stack(rows: list[dict[str, object]]) -> Claims:
     kinds = {"label": np.int8, "strategy": np.int8, "halves": np.int8, "answer": np.int64, "token": np.int64}
     names = Claims.__dataclass_fields__
+    if not rows:
+        matrices = ("heads", "logits", "place", "kind", "budget", "halves")
+        return Claims(
+            **{n: np.zeros((0, 2) if n in matrices else 0, dtype=kinds.get(n, np.float32 if n in matrices else np.str_)) for n in names}
+        )
     return Claims(**{name: np.array([row[name] for row in rows], dtype=kinds.get(name)) for name in names})

@@ -40,14 +40,16 @@ def evaluate(probes: ProbeSet, folders: Sequence[Path], out: Path) -> dict[str, 
         The report.
 
     Raises:
-        TraceError: the folders hold no test traces.
+        TraceError: the folders hold no claims to test on, or none to fit the baselines on.
     """
     traces = list(chain.from_iterable(read_traces(folder) for folder in folders))
     inside = [t for t in traces if t.kind != OUTSIDE_KIND]
     test = load_table(t for t in inside if part_of(t) == "test")
     fit = load_table(t for t in inside if part_of(t) == "fit")
-    if not test.answers:
-        raise TraceError("no trace belongs to the test part; record cases of the test pool, or more groups")
+    if not len(test.claims):
+        raise TraceError(f"none of the {len(test.answers)} test answers makes a claim; record cases of the test pool, or more groups")
+    if not len(fit.claims):
+        raise TraceError("the baselines are fitted on the traces that the probes were fitted on: give their folders too")
     risks = probes.risk_calibration(risk_logits(probes.internal, probes.prior, test.claims), test.claims.reduced)
     conditions = sorted(set(test.conditions.tolist()))
     report: dict[str, Any] = {

@@ -69,9 +69,26 @@ def train(folders: Sequence[Path], out: Path, *, name: str) -> ProbeSet:
     outside = [t for t in traces if t.kind == OUTSIDE_KIND]
     fit = load_table(t for t in inside if part_of(t) == "fit")
     calibration = load_table(t for t in inside if part_of(t) == "calibration")
+    check_tables(fit, calibration)
     probes = fit_probe_set(fit, calibration, outside, _manifest(name, manifests[0], inside))
     probes.save(out)
     return probes
+
+
+def check_tables(fit: Table, calibration: Table) -> None:
+    """Make sure that there is something to fit and to calibrate on.
+
+    Raises:
+        FitError: a part has no answers, or no claims; the message says what to record.
+    """
+    for table, part, pool in ((fit, "fit on", "probe"), (calibration, "calibrate on", "calibration")):
+        if not table.answers:
+            raise FitError(f"no answers to {part}: record cases of pool {pool} too, or more groups of your own")
+        if not len(table.claims):
+            raise FitError(
+                f"none of the {len(table.answers)} answers to {part} makes a claim; train needs claims (a world's questions, or cases with "
+                "spans) and strategy labels (record --interventions)"
+            )
 
 
 def fit_probe_set(fit: Table, calibration: Table, outside: list[Trace], manifest: dict[str, Any]) -> ProbeSet:

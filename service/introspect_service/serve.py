@@ -54,7 +54,7 @@ def greeting(settings: Settings, backend: Backend, port: int) -> str:
     lines += ["", "ask it, from the repository's folder:", "", sample_curl(url, backend.model.name)]
     if settings.redis_url:
         is_default = settings.redis_url == DEFAULT_URL
-        watch = "introspect watch" if is_default else f"introspect watch --redis {without_password(settings.redis_url)}"
+        watch = ".venv/bin/introspect watch" if is_default else f".venv/bin/introspect watch --redis {without_password(settings.redis_url)}"
         lines += ["", f"and see its signals arrive, from another terminal:  {watch}"]
     return "\n".join(lines)
 
