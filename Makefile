@@ -47,7 +47,7 @@ install-dev: $(VENV)/installed-dev
 
 # The embedded probe set from nothing but the embedded model: traces of three pools of handwriting under three conditions, causal
 # labels for strategy states, prompts from outside the world; then fit, and evaluate on the pool that no fit reads. Interrupted, it
-# goes on where it was. `make -j2 probes OMP_NUM_THREADS=1` uses two cores best: about 15 minutes.
+# goes on where it was. `make -j2 probes OMP_NUM_THREADS=1` uses two cores best; the steps took about 20 minutes.
 RUNS := runs
 MIX := $(foreach w,digit_at=2 color_at=1 where=1 color_of=1 digit_of=1.5 exists=1 count=1 sum_row=1 add_row=1.5 describe=2 fact=1 \
   fact_note=1 fact_unknown=1,--weight $w)
