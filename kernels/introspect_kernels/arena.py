@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -24,6 +24,9 @@ class Arena:
         start: `int32 [batch, num_kv_heads]`, first slot of each run.
         length: `int32 [batch, num_kv_heads]`, entries in use.
         capacity: `int32 [batch, num_kv_heads]`, slots owned.
+        received: `float32 [slots]` or None: the attention each entry got from later queries, summed over
+            decode queries and over the heads of the query group; an entry's own query never counts (DESIGN.md).
+        queries: `int32 [slots]`, present with `received`: how many query tokens that sum is over.
     """
 
     k: torch.Tensor
@@ -33,15 +36,18 @@ class Arena:
     start: torch.Tensor
     length: torch.Tensor
     capacity: torch.Tensor
+    received: torch.Tensor | None = None
+    queries: torch.Tensor | None = None
 
     @classmethod
-    def empty(cls, capacity: torch.Tensor, head_dim: int, dtype: torch.dtype) -> Arena:
+    def empty(cls, capacity: torch.Tensor, head_dim: int, dtype: torch.dtype, *, received: bool = False) -> Arena:
         """An arena without entries.
 
         Args:
             capacity: `int [batch, num_kv_heads]`, slots for each run.
             head_dim: size of a head.
             dtype: of keys and values.
+            received: whether to keep the accumulators of received attention.
 
         Raises:
             KernelInputError: capacity is not a matrix of non-negative integers.
@@ -60,6 +66,42 @@ class Arena:
             start=ends - sizes,
             length=torch.zeros_like(sizes),
             capacity=sizes,
+            received=torch.zeros(slots, device=device) if received else None,
+            queries=torch.zeros(slots, dtype=torch.int32, device=device) if received else None,
+        )
+
+    @classmethod
+    def dense(cls, k: torch.Tensor, v: torch.Tensor, segment: torch.Tensor, length: torch.Tensor | None = None) -> Arena:
+        """A prefill cache read as an arena, without slack; shares memory where the cache is contiguous.
+
+        Args:
+            k: `[batch, num_kv_heads, tokens, head_dim]`, sequences padded on the right.
+            v: likewise.
+            segment: `uint8 [batch, tokens]`.
+            length: `int [batch]`, tokens of each sequence; all of them without.
+
+        Raises:
+            KernelInputError: shapes do not fit each other.
+        """
+        if k.dim() != 4 or v.shape != k.shape or segment.shape != (k.shape[0], k.shape[2]):
+            raise KernelInputError(
+                "k and v must be [batch, num_kv_heads, tokens, head_dim] and segment [batch, tokens], "
+                f"got {tuple(k.shape)}, {tuple(v.shape)}, {tuple(segment.shape)}"
+            )
+        batch, heads, tokens, head_dim = k.shape
+        if length is not None and length.shape != (batch,):
+            raise KernelInputError(f"length must be [{batch}], got {tuple(length.shape)}")
+        device = k.device
+        index = torch.arange(batch * heads, dtype=torch.int32, device=device).view(batch, heads)
+        used = torch.full((batch,), tokens, device=device) if length is None else length
+        return cls(
+            k=k.reshape(-1, head_dim),
+            v=v.reshape(-1, head_dim),
+            position=torch.arange(tokens, dtype=torch.int32, device=device).repeat(batch * heads),
+            segment=segment.to(torch.uint8)[:, None].expand(-1, heads, -1).reshape(-1),
+            start=index * tokens,
+            length=used.to(torch.int32)[:, None].repeat(1, heads),
+            capacity=torch.full_like(index, tokens),
         )
 
     @property
@@ -67,7 +109,7 @@ class Arena:
         """KV heads of each sequence."""
         return self.start.shape[1]
 
-    def append(self, k: torch.Tensor, v: torch.Tensor, position: torch.Tensor, segment: torch.Tensor) -> None:
+    def append(self, k: torch.Tensor, v: torch.Tensor, position: torch.Tensor, segment: torch.Tensor, *, check_room: bool = True) -> None:
         """Append one entry to every run.
 
         Args:
@@ -75,6 +117,8 @@ class Arena:
             v: `[batch, num_kv_heads, head_dim]`.
             position: `int [batch]`, the token's index in its sequence.
             segment: `uint8 [batch]`, where each token came from.
+            check_room: reads the lengths on the host. A CUDA graph cannot, and turns it off: then the caller
+                answers for there being room.
 
         Raises:
             KernelInputError: wrong shapes.
@@ -86,13 +130,15 @@ class Arena:
                 f"expected k and v {expected}, position and segment {expected[:1]}, "
                 f"got {tuple(k.shape)}, {tuple(v.shape)}, {tuple(position.shape)}, {tuple(segment.shape)}"
             )
-        if bool((self.length >= self.capacity).any()):
+        if check_room and bool((self.length >= self.capacity).any()):
             raise ArenaFullError(f"a run of capacity {int(self.capacity.min())} is full; plan for longer answers")
         slots = (self.start + self.length).flatten().long()
         self.k[slots] = k.flatten(0, 1).to(self.k.dtype)
         self.v[slots] = v.flatten(0, 1).to(self.v.dtype)
         self.position[slots] = position.to(torch.int32).repeat_interleave(self.num_kv_heads)
         self.segment[slots] = segment.to(torch.uint8).repeat_interleave(self.num_kv_heads)
+        if self.received is not None and self.queries is not None:
+            self.received[slots], self.queries[slots] = 0.0, 0
         self.length += 1
 
     def fill(self, row: int, head: int, k: torch.Tensor, v: torch.Tensor, position: torch.Tensor, segment: torch.Tensor) -> None:
@@ -116,11 +162,13 @@ class Arena:
         run = slice(first, first + count)
         self.k[run], self.v[run] = k.to(self.k.dtype), v.to(self.v.dtype)
         self.position[run], self.segment[run] = position.to(torch.int32), segment.to(torch.uint8)
+        if self.received is not None and self.queries is not None:
+            self.received[run], self.queries[run] = 0.0, 0
         self.length[row, head] = count
 
     def select(self, rows: torch.Tensor) -> Arena:
         """The arena of some sequences only, sharing the slots; the parent must not be appended to any more."""
-        return Arena(self.k, self.v, self.position, self.segment, self.start[rows], self.length[rows].clone(), self.capacity[rows])
+        return replace(self, start=self.start[rows], length=self.length[rows].clone(), capacity=self.capacity[rows])
 
     def gather(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Runs padded to the longest one.

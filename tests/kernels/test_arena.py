@@ -47,3 +47,42 @@ def test_a_full_run_refuses() -> None:
 def test_wrong_shapes_are_refused() -> None:
     with pytest.raises(KernelInputError, match=r"expected k and v \(2, 2, 2\)"):
         filled().append(torch.zeros(1, 2, 2), torch.zeros(1, 2, 2), torch.tensor([0]), torch.zeros(1, dtype=torch.uint8))
+
+
+def test_entries_start_with_nothing_received() -> None:
+    arena = Arena.empty(torch.tensor([[3, 2]]), 2, torch.float32, received=True)
+    assert arena.received is not None
+    assert arena.queries is not None
+    arena.received += 5.0
+    arena.queries += 5
+    arena.fill(0, 1, torch.ones(1, 2), torch.ones(1, 2), torch.tensor([0]), torch.tensor([2]))
+    arena.append(torch.ones(1, 2, 2), torch.ones(1, 2, 2), torch.tensor([1]), torch.tensor([5]))
+    assert arena.received.tolist() == [0.0, 5.0, 5.0, 0.0, 0.0]
+    assert arena.queries.tolist() == [0, 5, 5, 0, 0]
+    assert arena.select(torch.tensor([0])).received is arena.received
+    assert filled().received is None
+
+
+def test_without_the_check_of_room_nothing_is_read_on_the_host() -> None:
+    arena = filled()
+    arena.capacity.zero_()
+    arena.select(torch.tensor([0])).append(torch.ones(1, 2, 2), torch.ones(1, 2, 2), torch.tensor([1]), torch.tensor([5]), check_room=False)
+    assert arena.position[1] == 1
+
+
+def test_a_prefill_cache_is_an_arena_without_a_copy() -> None:
+    k = torch.arange(2 * 3 * 4 * 2, dtype=torch.float32).view(2, 3, 4, 2)
+    segment = torch.tensor([[0, 2, 2, 4], [0, 1, 3, 4]], dtype=torch.uint8)
+    arena = Arena.dense(k, -k, segment, torch.tensor([4, 2]))
+    assert arena.k.data_ptr() == k.data_ptr()
+    assert arena.length.tolist() == [[4] * 3, [2] * 3]
+    keys, values, position, segments, valid = arena.gather()
+    assert torch.equal(keys, k)
+    assert torch.equal(values, -k)
+    assert torch.equal(segments[:, 1], segment)
+    assert position[1, 2].tolist() == [0, 1, 2, 3]
+    assert valid[1, 2].tolist() == [True, True, False, False]
+    with pytest.raises(KernelInputError, match=r"segment \[batch, tokens\], got .* \(2, 3\)"):
+        Arena.dense(k, k, segment[:, :3])
+    with pytest.raises(KernelInputError, match=r"length must be \[2\], got \(3,\)"):
+        Arena.dense(k, k, segment, torch.ones(3))
