@@ -1,0 +1,1 @@
+"""What the last queries of a prompt give every key, and the head statistics of chosen prompt rows."""

@@ -1,0 +1,157 @@
+"""Head statistics of chosen prompt rows in Triton: one pass over keys and values for each block of rows.
+
+The recurrences are those of online softmax in units of log2 with three more
+sums: t = sum p x (entropy), p^2, and one for each linear statistic. The image
+segment has a softmax of its own, since its entries may lie so far below the
+largest score that they would vanish beside it.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from introspect_kernels.implementations import interpreted
+from introspect_kernels.segments import NUM_SEGMENTS, Segment
+from introspect_kernels.statistics import WINDOW
+from introspect_kernels.window.fields import empty_fields
+from introspect_kernels.window.triton_columns import LOG2_E, Tiles
+
+BLOCK_ROWS = 16
+
+
+@triton.jit
+def row_statistics_kernel(
+    q, k, v, segment, first, limit, reals, indices, mass,
+    num_heads, rows, tokens, plane, scale,
+    q_batch, q_head, q_row, k_batch, k_head, k_token, v_batch, v_head, v_token,
+    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr,
+    IMAGE: tl.constexpr, NEAR: tl.constexpr, SEGMENTS: tl.constexpr, UPCAST: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """`reals [11, batch, rows, num_heads]`, `indices [2, ...]`, `mass [batch, rows, num_heads, 6]`; `plane` elements lie between fields."""
+    b, h = tl.program_id(0) // num_heads, tl.program_id(0) % num_heads
+    begin = tl.load(first + b)
+    r = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
+    d = tl.arange(0, BLOCK_D)
+    reach = tl.load(limit + b * rows + r, mask=r < rows, other=-1)
+    q_at = q + b.to(tl.int64) * q_batch + h * q_head + r[:, None] * q_row + d[None, :]
+    q_tile = tl.load(q_at, mask=(r[:, None] < rows) & (d[None, :] < HEAD_DIM), other=0.0)
+    if UPCAST:
+        q_tile = q_tile.to(tl.float32)
+    k_at = k + b.to(tl.int64) * k_batch + (h // GROUP).to(tl.int64) * k_head + begin.to(tl.int64) * k_token
+    v_at = v + b.to(tl.int64) * v_batch + (h // GROUP).to(tl.int64) * v_head + begin.to(tl.int64) * v_token
+    m = tl.full([BLOCK_R], -1e30, tl.float32)
+    best = tl.full([BLOCK_R], -1, tl.int32)
+    total = tl.zeros([BLOCK_R], tl.float32)
+    weighted = tl.zeros([BLOCK_R], tl.float32)
+    squares = tl.zeros([BLOCK_R], tl.float32)
+    own = tl.zeros([BLOCK_R], tl.float32)
+    previous = tl.zeros([BLOCK_R], tl.float32)
+    distance = tl.zeros([BLOCK_R], tl.float32)
+    near = tl.zeros([BLOCK_R], tl.float32)
+    image_m = tl.full([BLOCK_R], -1e30, tl.float32)
+    image_best = tl.full([BLOCK_R], -1, tl.int32)
+    image_total = tl.zeros([BLOCK_R], tl.float32)
+    image_weighted = tl.zeros([BLOCK_R], tl.float32)
+    masses = tl.zeros([BLOCK_R, 8], tl.float32)
+    out = tl.zeros([BLOCK_R, BLOCK_D], tl.float32)
+    image_out = tl.zeros([BLOCK_R, BLOCK_D], tl.float32)
+    for j in tl.range(0, tl.minimum(tokens - begin, tl.max(reach, 0) + 1), BLOCK_N, num_stages=STAGES):
+        i = j + tl.arange(0, BLOCK_N)
+        inside = begin + i < tokens
+        offset = i.to(tl.int64)
+        k_tile = tl.load(k_at + offset[None, :] * k_token + d[:, None], mask=inside[None, :] & (d[:, None] < HEAD_DIM), other=0.0)
+        # A masked p of zero times a NaN would still be NaN, so values that no row sees are not read.
+        seen = inside & (i <= tl.max(reach, 0))
+        v_tile = tl.load(v_at + offset[:, None] * v_token + d[None, :], mask=seen[:, None] & (d[None, :] < HEAD_DIM), other=0.0)
+        if UPCAST:
+            k_tile, v_tile = k_tile.to(tl.float32), v_tile.to(tl.float32)
+        source = tl.load(segment + b.to(tl.int64) * tokens + begin + i, mask=inside, other=255)
+        visible = inside[None, :] & (i[None, :] <= reach[:, None])
+        s = tl.where(visible, tl.dot(q_tile, k_tile, input_precision="ieee") * scale, -1e30)
+
+        tile_top = tl.max(s, 1)
+        where = tl.min(tl.where(visible & (s == tile_top[:, None]), i[None, :], 2147483647), 1)
+        best = tl.where((tile_top > m) & (tile_top > -1e30), where, best)
+        top = tl.maximum(m, tile_top)
+        x = s - top[:, None]
+        p = tl.where(visible, tl.exp2(x), 0.0)
+        a = tl.exp2(m - top)
+        # Entropy's sum is rescaled with the total as it was before this tile.
+        weighted = a * (weighted + (m - top) * total) + tl.sum(p * tl.where(visible, x, 0.0), 1)
+        total = a * total + tl.sum(p, 1)
+        squares = a * a * squares + tl.sum(p * p, 1)
+        far = (reach[:, None] - i[None, :]).to(tl.float32)
+        own = a * own + tl.sum(tl.where(far == 0.0, p, 0.0), 1)
+        previous = a * previous + tl.sum(tl.where(far == 1.0, p, 0.0), 1)
+        distance = a * distance + tl.sum(p * far, 1)
+        near = a * near + tl.sum(p * tl.minimum(far, NEAR), 1)
+        masses = masses * a[:, None]
+        for one in tl.static_range(SEGMENTS):
+            of_one = tl.sum(tl.where(source[None, :] == one, p, 0.0), 1)
+            masses += tl.where(tl.arange(0, 8)[None, :] == one, of_one[:, None], 0.0)
+        m = top
+
+        is_image = visible & (source[None, :] == IMAGE)
+        s = tl.where(is_image, s, -1e30)
+        tile_top = tl.max(s, 1)
+        where = tl.min(tl.where(is_image & (s == tile_top[:, None]), i[None, :], 2147483647), 1)
+        image_best = tl.where((tile_top > image_m) & (tile_top > -1e30), where, image_best)
+        image_top = tl.maximum(image_m, tile_top)
+        x = s - image_top[:, None]
+        within = tl.where(is_image, tl.exp2(x), 0.0)
+        image_a = tl.exp2(image_m - image_top)
+        image_weighted = image_a * (image_weighted + (image_m - image_top) * image_total) + tl.sum(within * tl.where(is_image, x, 0.0), 1)
+        image_total = image_a * image_total + tl.sum(within, 1)
+        image_m = image_top
+
+        out = out * a[:, None] + tl.dot(p.to(v_tile.dtype), v_tile, input_precision="ieee")
+        p_image = tl.where(is_image, p, 0.0)
+        image_out = image_out * a[:, None] + tl.dot(p_image.to(v_tile.dtype), v_tile, input_precision="ieee")
+
+    some = total > 0
+    has_image = image_total > 0
+    nan = float("nan")
+    log2_total = tl.log2(total)
+    norm = tl.sqrt(tl.sum(out * out, 1))
+    image_norm = tl.sqrt(tl.sum(image_out * image_out, 1))
+    image_entropy = (tl.log2(image_total) - image_weighted / image_total) * 0.6931471805599453
+    to = (b * rows + r) * num_heads + h
+    keep = r < rows
+    # The order is window/fields.py's.
+    tl.store(reals + to, tl.where(some, (m + log2_total) * 0.6931471805599453, float("-inf")), mask=keep)
+    tl.store(reals + plane + to, tl.where(some, (log2_total - weighted / total) * 0.6931471805599453, nan), mask=keep)
+    tl.store(reals + 2 * plane + to, tl.where(some, squares / (total * total), nan), mask=keep)
+    tl.store(reals + 3 * plane + to, tl.where(some, 1.0 / total, nan), mask=keep)
+    tl.store(reals + 4 * plane + to, tl.where(has_image, image_entropy, nan), mask=keep)
+    tl.store(reals + 5 * plane + to, tl.where(has_image, 1.0 / image_total, nan), mask=keep)
+    tl.store(reals + 6 * plane + to, tl.where(has_image, image_norm / norm, nan), mask=keep)
+    tl.store(reals + 7 * plane + to, tl.where(some, own / total, nan), mask=keep)
+    tl.store(reals + 8 * plane + to, tl.where(some & (reach > 0), previous / total, nan), mask=keep)
+    tl.store(reals + 9 * plane + to, tl.where(some, distance / total, nan), mask=keep)
+    tl.store(reals + 10 * plane + to, tl.where(some, near / total, nan), mask=keep)
+    tl.store(indices + to, best, mask=keep)
+    tl.store(indices + plane + to, image_best, mask=keep)
+    column = tl.arange(0, 8)[None, :]
+    mass_at = mass + to[:, None] * SEGMENTS + column
+    tl.store(mass_at, tl.where(some[:, None], masses / total[:, None], nan), mask=keep[:, None] & (column < SEGMENTS))
+
+
+def row_statistics_triton(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segment: torch.Tensor, limit: torch.Tensor, first: torch.Tensor, scale: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """See `row_statistics`; returns what `window/fields.py` names."""
+    batch, num_heads, rows, head_dim = q.shape
+    reals, indices, mass = empty_fields(q)
+    if mass.numel() == 0:
+        return reals, indices, mass
+    tiles = Tiles.of(q.dtype, head_dim)
+    row_statistics_kernel[(batch * num_heads, triton.cdiv(rows, BLOCK_ROWS))](
+        q, k, v, segment, first, limit, reals, indices, mass,
+        num_heads, rows, k.shape[2], batch * rows * num_heads, scale * LOG2_E, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
+        GROUP=num_heads // k.shape[1], HEAD_DIM=head_dim, BLOCK_D=tiles.block_d, BLOCK_R=BLOCK_ROWS, BLOCK_N=tiles.block_n,
+        IMAGE=int(Segment.IMAGE), NEAR=float(WINDOW), SEGMENTS=NUM_SEGMENTS, UPCAST=interpreted(), STAGES=tiles.stages,
+        num_warps=tiles.warps,
+    )  # fmt: skip
+    return reals, indices, mass
