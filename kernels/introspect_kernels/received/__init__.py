@@ -1,0 +1,1 @@
+"""What the queries of a generated span give every retained entry."""
