@@ -54,6 +54,25 @@ def active(attention_pass: AttentionPass) -> Iterator[None]:
         _ACTIVE.reset(token)
 
 
+_ABLATED: ContextVar[torch.Tensor | None] = ContextVar("introspect_ablated_heads", default=None)
+
+
+@contextmanager
+def ablated(heads: torch.Tensor) -> Iterator[None]:
+    """Zero what some heads add to the residual stream, in prefill and decode, for the duration of the context.
+
+    Their attention is computed and measured as ever; only their output is nothing.
+
+    Args:
+        heads: `bool [layers, heads]`, true where a head is silenced.
+    """
+    token = _ABLATED.set(heads)
+    try:
+        yield
+    finally:
+        _ABLATED.reset(token)
+
+
 @dataclass
 class PrefillPass:
     """Ordinary causal attention that remembers keys, values and the last `window` queries of each layer.
@@ -140,11 +159,15 @@ def _attention(
     attention_mask: torch.Tensor | None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    running = _ACTIVE.get()
+    running, silenced = _ACTIVE.get(), _ABLATED.get()
+    layer = int(module.layer_idx)  # type: ignore[arg-type]
     if running is None:
         out: torch.Tensor = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)[0]
-        return out, None
-    return running.attend(int(module.layer_idx), module, query, key, value, attention_mask, **kwargs), None  # type: ignore[arg-type]
+    else:
+        out = running.attend(layer, module, query, key, value, attention_mask, **kwargs)
+    if silenced is not None:
+        out = out.masked_fill(silenced[layer].to(out.device)[:, None], 0.0)
+    return out, None
 
 
 def install() -> None:

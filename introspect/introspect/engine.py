@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from introspect.attention import DecodePass, active
 from introspect.loading import LoadedModel
-from introspect.prefill import PrefilledSequence, build_arenas, kept_entries, prefill
+from introspect.prefill import PrefilledSequence, build_arenas, check_budget, kept_entries, prefill
 from introspect.prompt import EncodedPrompt, encode
 from introspect.sampling import choose, logit_stats
 from introspect.types import FinishReason, HeadRow, LogitStats, Request, StepTrace
@@ -86,7 +86,7 @@ class Engine:
             RequestError: it cannot be served.
         """
         prompt = encode(self.loaded, request)
-        kept_entries(request.budget, prompt.length)
+        check_budget(self.loaded, request.budget, prompt.length)
         return prompt
 
     def generate_encoded(self, prompts: Sequence[EncodedPrompt]) -> Iterator[StepTrace]:

@@ -13,3 +13,7 @@ class ModelLoadError(IntrospectError):
 
 class RequestError(IntrospectError, ValueError):
     """A request cannot be served as it is: what was expected, what came."""
+
+
+class HeadScoresError(IntrospectError, ValueError):
+    """Visual-head scores cannot be read, are another model's, or cannot be measured on this one."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from introspect import attention
 from introspect.errors import ModelLoadError
 
 EMBEDDED = "embedded"
+HEADS_FILE = "visual_heads.json"
+"""Visual-head scores that lie beside a model; no part of its fingerprint."""
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 _FILES = (*_WEIGHTS, "*.json", "*.jinja", "*.model", "*.txt")
 
@@ -35,6 +37,7 @@ class LoadedModel:
         num_kv_heads: KV heads in each layer.
         max_context: longest sequence, in tokens.
         eos_ids: tokens that end an answer.
+        heads_path: the file of its visual-head scores, where there is one.
     """
 
     name: str
@@ -48,6 +51,7 @@ class LoadedModel:
     num_kv_heads: int
     max_context: int
     eos_ids: frozenset[int]
+    heads_path: Path | None = None
 
     @property
     def device(self) -> torch.device:
@@ -67,16 +71,20 @@ def embedded_folder() -> Path:
     return Path(str(files("introspect") / "embedded"))
 
 
-def load_model(name_or_path: str = EMBEDDED, *, device: str = "cpu", dtype: torch.dtype | None = None) -> LoadedModel:
+def load_model(
+    name_or_path: str = EMBEDDED, *, device: str = "cpu", dtype: torch.dtype | None = None, heads: Path | None = None
+) -> LoadedModel:
     """Load a model.
 
     Args:
         name_or_path: `"embedded"`, a local folder, or a hub id (only safetensors weights are read).
         device: torch device.
         dtype: what to compute in; by default fp32 on a CPU and the stored dtype elsewhere.
+        heads: visual-head scores; by default the `visual_heads.json` beside the model, if there is one.
 
     Raises:
         ModelLoadError: there is no such model, or its attention cannot be measured.
+        HeadScoresError: `heads` cannot be read or are another model's.
     """
     attention.install()
     folder = _folder_of(name_or_path)
@@ -89,7 +97,13 @@ def load_model(name_or_path: str = EMBEDDED, *, device: str = "cpu", dtype: torc
         processor = AutoProcessor.from_pretrained(folder)
     except (OSError, ValueError, ImportError, KeyError) as problem:
         raise ModelLoadError(f"cannot load {name_or_path!r} as an image-text-to-text model: {problem}") from problem
-    return prepare(name_or_path, model, processor, fingerprint_of(folder))
+    loaded = prepare(name_or_path, model, processor, fingerprint_of(folder))
+    if heads is not None:
+        from introspect.heads.visual_heads import read_visual_heads
+
+        read_visual_heads(heads, loaded)  # what was named must fit; what only lies beside the model is read when it is asked for
+        return replace(loaded, heads_path=heads)
+    return replace(loaded, heads_path=folder / HEADS_FILE) if (folder / HEADS_FILE).is_file() else loaded
 
 
 def prepare(name: str, model: Any, processor: Any, fingerprint: str) -> LoadedModel:

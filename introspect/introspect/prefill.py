@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from introspect.attention import PrefillPass, active
 from introspect.errors import RequestError
+from introspect.heads.visual_heads import kv_head_scores
 from introspect.loading import LoadedModel
 from introspect.policies import Prefilled, Selection, get_policy
 from introspect.prompt import EncodedPrompt
@@ -68,6 +69,17 @@ def kept_entries(budget: Budget, prompt_tokens: int) -> int:
     return max(4, min(prompt_tokens, math.floor(ratio * prompt_tokens)))
 
 
+def check_budget(loaded: LoadedModel, budget: Budget, prompt_tokens: int) -> None:
+    """Make sure that a model can answer a prompt under a budget.
+
+    Raises:
+        RequestError: the budget is contradictory or out of range, or its policy needs visual-head scores and there are none that fit.
+    """
+    kept_entries(budget, prompt_tokens)
+    if get_policy(budget.policy).needs_head_scores:
+        kv_head_scores(loaded)
+
+
 @torch.inference_mode()
 def prefill(loaded: LoadedModel, prompts: list[EncodedPrompt]) -> list[PrefilledSequence]:
     """Prefill prompts of one length (and one shape of pictures) in one forward call."""
@@ -112,7 +124,17 @@ def _sequence(loaded: LoadedModel, prompt: EncodedPrompt, row: int, record: Pref
     layers = range(loaded.num_layers)
     complete = keep >= prompt.length
     scores = [] if complete else [_window_scores(record, layer, row) for layer in layers]
-    prefilled = Prefilled(tokens, loaded.num_layers, loaded.num_kv_heads, record.window, scores, budget.seed)
+    prefilled = Prefilled(
+        tokens,
+        loaded.num_layers,
+        loaded.num_kv_heads,
+        record.window,
+        scores,
+        budget.seed,
+        keys=[record.k[layer][row] for layer in layers],
+        question_start=_question_start(prompt.segments[:-1]),
+        head_scores=kv_head_scores(loaded) if policy.needs_head_scores and not complete else None,
+    )
     selection = get_policy("full").select(prefilled, tokens) if complete else policy.select(prefilled, keep - 1)
     segments = prompt.segments
     counts = np.bincount(segments, minlength=NUM_SEGMENTS).astype(np.int32)
@@ -136,6 +158,12 @@ def _sequence(loaded: LoadedModel, prompt: EncodedPrompt, row: int, record: Pref
         [[record.v[layer][row, h, kept.to(loaded.device)] for h, kept in enumerate(selection[layer])] for layer in layers],
         selection,
     )
+
+
+def _question_start(segments: NDArray[np.uint8]) -> int:
+    """Index of the question's first token; the number of tokens where there is none."""
+    found = np.flatnonzero(segments == Segment.QUESTION)
+    return int(found[0]) if len(found) else len(segments)
 
 
 def _window_scores(record: PrefillPass, layer: int, row: int) -> torch.Tensor:

@@ -161,7 +161,7 @@ def test_earlier_turns_are_template_not_question(tiny_llava: TinyModel) -> None:
     [
         ({"budget": Budget("snapkv")}, "needs a budget"),
         ({"budget": Budget("full", entries=10)}, "keeps everything"),
-        ({"budget": Budget("best", entries=10)}, "policy must be one of full, random, snapkv"),
+        ({"budget": Budget("best", entries=10)}, "policy must be one of full, random, snapkv, sparsemm, "),
         ({"budget": Budget("random", entries=10, ratio=0.5)}, "not both"),
         ({"budget": Budget("random", ratio=1.5)}, "at most 1, got 1.5"),
         ({"budget": Budget("random", entries=2)}, "at least 4 entries"),

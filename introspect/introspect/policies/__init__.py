@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from introspect.errors import RequestError
+from introspect.policies.adakv import AdaKV, AdaKVPaper
 from introspect.policies.base import Policy, Prefilled, Selection
 from introspect.policies.full import Full
+from introspect.policies.keydiff import KeyDiff
+from introspect.policies.pyramidkv import PyramidKV
 from introspect.policies.random import Random
 from introspect.policies.snapkv import SnapKV
+from introspect.policies.sparsemm import SparseMM, SparseMMPaper
+from introspect.policies.streaming import Streaming
 
-_POLICIES: dict[str, type[Policy]] = {policy.name: policy for policy in (Full, Random, SnapKV)}
+_ALL: tuple[type[Policy], ...] = (Full, Random, SnapKV, SparseMM, SparseMMPaper, AdaKV, AdaKVPaper, PyramidKV, Streaming, KeyDiff)
+_POLICIES: dict[str, type[Policy]] = {policy.name: policy for policy in _ALL}
 
 __all__ = ["Policy", "Prefilled", "Selection", "available_policies", "get_policy"]
 

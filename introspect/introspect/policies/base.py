@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 Selection = list[list[torch.Tensor]]
 """`selection[layer][kv_head]`: ascending indices (int64) of the prefilled entries to keep."""
@@ -24,6 +27,9 @@ class Prefilled:
         scores: per layer `[kv_heads, tokens]`, attention that the window's queries give each entry:
             summed over the window's queries, averaged over the query group. Column sums, not pooled.
         seed: of the request's budget, for policies that draw.
+        keys: per layer `[kv_heads, tokens, head_dim]`, after rotary positions.
+        question_start: index of the first token of the question; `tokens` where no prefilled token is the question's.
+        head_scores: `float64 [layers, kv_heads]`, how much each KV head sees; `None` where nobody measured it.
     """
 
     tokens: int
@@ -32,6 +38,19 @@ class Prefilled:
     window: int
     scores: list[torch.Tensor]
     seed: int
+    keys: Sequence[torch.Tensor] = ()
+    question_start: int = 0
+    head_scores: NDArray[np.float64] | None = None
+
+    def protected(self) -> torch.Tensor:
+        """`bool [tokens]`: position 0 and the window, which every head keeps.
+
+        A head that loses its sink changes for a reason that has nothing to do with the evidence.
+        """
+        protected = torch.zeros(self.tokens, dtype=torch.bool)
+        protected[0] = True
+        protected[self.tokens - self.window :] = True
+        return protected
 
 
 class Policy(ABC):
@@ -40,14 +59,19 @@ class Policy(ABC):
     Attributes:
         name: what a budget calls it.
         needs_budget: whether it can be used only with a budget.
+        needs_head_scores: whether it can be used only with visual-head scores.
     """
 
     name: ClassVar[str]
     needs_budget: ClassVar[bool] = True
+    needs_head_scores: ClassVar[bool] = False
 
     @abstractmethod
     def select(self, prefilled: Prefilled, keep: int) -> Selection:
-        """Choose `keep` entries per KV head on average, of `prefilled.tokens` (`1 <= keep <= tokens`)."""
+        """Choose `keep` entries per KV head on average, of `prefilled.tokens` (`1 <= keep <= tokens`).
+
+        The mean is exact: `keep * num_layers * num_kv_heads` entries in all (the `-paper` policies aside, which say so).
+        """
 
 
 def with_protected(order: torch.Tensor, protected: torch.Tensor, keep: int) -> torch.Tensor:

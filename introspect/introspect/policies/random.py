@@ -17,9 +17,7 @@ class Random(Policy):
     def select(self, prefilled: Prefilled, keep: int) -> Selection:
         """Exactly `keep` entries for every head."""
         generator = torch.Generator().manual_seed(prefilled.seed)
-        protected = torch.zeros(prefilled.tokens, dtype=torch.bool)
-        protected[0] = True
-        protected[prefilled.tokens - prefilled.window :] = True
+        protected = prefilled.protected()
         return [
             [with_protected(torch.randperm(prefilled.tokens, generator=generator), protected, keep) for _ in range(prefilled.num_kv_heads)]
             for _ in range(prefilled.num_layers)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
-from torch.nn import functional
+import numpy as np
 
-from introspect.policies.base import Policy, Prefilled, Selection, with_protected
-
-_KERNEL = 5
+from introspect.policies.base import Policy, Prefilled, Selection
+from introspect.policies.window_scores import keep_best
 
 
 class SnapKV(Policy):
@@ -24,12 +22,4 @@ class SnapKV(Policy):
 
     def select(self, prefilled: Prefilled, keep: int) -> Selection:
         """Exactly `keep` entries for every head."""
-        protected = torch.zeros(prefilled.tokens, dtype=torch.bool)
-        protected[0] = True
-        protected[prefilled.tokens - prefilled.window :] = True
-        selection: Selection = []
-        for scores in prefilled.scores:
-            pooled = functional.avg_pool1d(scores[:, None], _KERNEL, stride=1, padding=_KERNEL // 2)[:, 0]
-            orders = pooled.argsort(dim=-1, descending=True, stable=True).cpu()
-            selection.append([with_protected(order, protected, keep) for order in orders])
-        return selection
+        return keep_best(prefilled, np.full((prefilled.num_layers, prefilled.num_kv_heads), keep, dtype=np.int64))
