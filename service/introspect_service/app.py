@@ -6,21 +6,28 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from introspect.policies import available_policies
-from introspect_service import chat
+from introspect_service import chat, introspection, live, page
+from introspect_service.admission import ApiKeys, RateLimit
 from introspect_service.backend import Backend, load_backend
 from introspect_service.bus import OffBus, RedisBus, SignalBus
 from introspect_service.embedded_valkey import EmbeddedValkey
 from introspect_service.error_handlers import install_error_handlers
-from introspect_service.limits import BodyLimit, RequestId
+from introspect_service.labels import LabelStore
+from introspect_service.limits import BodyLimit, RequestId, Scope
+from introspect_service.metrics import Metrics
+from introspect_service.records import RecordStore
 from introspect_service.responses import ModelCard, ModelIntrospection, ModelList
 from introspect_service.runner import Runner
 from introspect_service.settings import Settings
+from introspect_service.sse import Viewers
 from introspect_service.state import Service, ServiceDep
 
 router = APIRouter()
@@ -49,16 +56,26 @@ def create_app(settings: Settings | None = None, backend: Backend | None = None)
             runner = Runner(loaded.engine, loaded.scorer, queue_depth=settings.queue_depth)
             runner.start(asyncio.get_running_loop())
             stack.push_async_callback(asyncio.to_thread, runner.close)
-            app.state.service = Service(settings, loaded, runner, bus)
+            labels = await asyncio.to_thread(LabelStore, Path(settings.traces), loaded.model) if settings.traces else None
+            records, viewers = RecordStore(settings.keep_answers, settings.keep_bytes), Viewers(settings.max_viewers)
+            metrics = Metrics(runner, bus, records, viewers)
+            app.state.service = Service(settings, loaded, runner, bus, records, viewers, metrics, labels)
             yield
 
     app = FastAPI(title="Introspect", version=_version(), lifespan=lifespan)
     install_error_handlers(app)
     app.include_router(router)
-    app.include_router(chat.router)
+    for part in (chat, introspection, live, page):
+        app.include_router(part.router)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
-    app.add_middleware(RequestId)
+    app.add_middleware(RateLimit, per_minute=settings.rate_limit, refused=_count_refusal)
+    app.add_middleware(ApiKeys, keys=settings.keys)
+    app.add_middleware(RequestId)  # outermost: what is refused has an id too
     return app
+
+
+def _count_refusal(scope: Scope) -> None:
+    scope["app"].state.service.metrics.rejections.labels("rate_limit").inc()
 
 
 def make_bus(settings: Settings) -> SignalBus:
@@ -75,12 +92,7 @@ def _version() -> str:
         return "0"
 
 
-@router.get("/")
-async def root(service: ServiceDep) -> dict[str, str]:
-    """Where things are."""
-    return {"service": "introspect", "model": service.backend.model.name, "ask": "POST /v1/chat/completions", "reference": "/docs"}
-
-
+@router.get("/health/live", include_in_schema=False)
 @router.get("/livez")
 async def livez() -> dict[str, str]:
     """Whether the event loop turns."""
@@ -88,12 +100,14 @@ async def livez() -> dict[str, str]:
 
 
 @router.get("/health", include_in_schema=False)
+@router.get("/health/ready", include_in_schema=False)
 @router.get("/readyz")
 async def readyz(service: ServiceDep) -> JSONResponse:
     """Whether requests are taken; a stream that is away makes the service poorer, not unready."""
     counters, bus = service.bus.counters, service.bus
+    ready = service.runner.alive and not service.viewers.stopping.is_set()
     body: dict[str, Any] = {
-        "status": "ready" if service.runner.alive else "stopped",
+        "status": "ready" if ready else "stopped",
         "model": service.backend.model.name,
         "probe_set": service.backend.scorer.name,
         "queue": {"waiting": service.runner.waiting, "depth": service.settings.queue_depth},
@@ -106,7 +120,13 @@ async def readyz(service: ServiceDep) -> JSONResponse:
             "dropped": dict(counters.dropped),
         },
     }
-    return JSONResponse(body, status_code=200 if service.runner.alive else 503)
+    return JSONResponse(body, status_code=200 if ready else 503)
+
+
+@router.get("/metrics", response_class=PlainTextResponse)
+async def metrics(service: ServiceDep) -> Response:
+    """Metrics in Prometheus's text format."""
+    return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/v1/models")

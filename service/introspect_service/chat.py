@@ -51,6 +51,7 @@ async def chat_completions(chat: ChatRequest, http: Request, service: ServiceDep
 
 
 async def _begin(chat: ChatRequest, completion_id: str, service: Service) -> Run:
+    measure = service.metrics.listener()  # before the pictures are decoded: the client waits for that too
     try:
         service.runner.check_room()
         async with service.decoders:
@@ -62,8 +63,10 @@ async def _begin(chat: ChatRequest, completion_id: str, service: Service) -> Run
             service.backend.model.name,
             service.backend.feature_schema,
         )
-        return Run(publisher, lambda listener: service.runner.submit(request, listener))
+        others = (service.records.listener(completion_id, publisher), measure)
+        return Run(publisher, lambda listener: service.runner.submit(request, listener), others)
     except QueueFullError as full:
+        service.metrics.rejections.labels("queue_full").inc()
         raise ApiError(
             503, "Too many requests are waiting; try again later.", code="queue_full", headers={"Retry-After": str(full.retry_after)}
         ) from None

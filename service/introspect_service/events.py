@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from introspect.types import FinishReason
 from introspect_service.signals import AnswerIntrospection, BudgetReport, Sparse, TokenIntrospection
@@ -90,7 +90,26 @@ class FailedData(EventData):
     message: str
 
 
-DATA_MODELS: dict[str, type[EventData]] = {model.TYPE: model for model in (StartedData, StepData, CompletedData, FailedData)}
+class SpanLabel(BaseModel):
+    """Whether one claim is right; `start` and `end` are character offsets into the answer's text."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    start: Annotated[int, Field(ge=0)]
+    end: Annotated[int, Field(ge=1)]
+    label: Literal["right", "wrong"]
+
+
+class FeedbackData(EventData):
+    """Somebody said whether the answer is right; a later one about the same answer stands over an earlier one."""
+
+    TYPE: ClassVar[str] = "introspect.feedback.v1"
+
+    label: Literal["right", "wrong"]
+    spans: tuple[SpanLabel, ...] = ()
+
+
+DATA_MODELS: dict[str, type[EventData]] = {model.TYPE: model for model in (StartedData, StepData, CompletedData, FailedData, FeedbackData)}
 
 
 class SignalEvent(BaseModel):
@@ -99,7 +118,7 @@ class SignalEvent(BaseModel):
     Attributes:
         id: `<completion id>/<sequence>`.
         source: the server that published it, `/introspect/<replica>`.
-        type: `introspect.{started,step,completed,failed}.v1`.
+        type: `introspect.{started,step,completed,failed,feedback}.v1`.
         subject: the completion id.
         time: RFC 3339, UTC.
         sequence: counts the events of one completion from 0; a gap means that steps were dropped.

@@ -56,6 +56,7 @@ class Ended:
         finish_reason: why it ended.
         signal: the signals of the whole.
         seconds: from the start of the prefill.
+        closing: the step after the last token, with the row that read it where there is one.
     """
 
     prompt: PromptInfo
@@ -65,6 +66,7 @@ class Ended:
     finish_reason: FinishReason
     signal: AnswerSignal
     seconds: float
+    closing: StepTrace
 
 
 Progress = Begun | Token | Ended
@@ -100,4 +102,5 @@ def generate_answer(engine: Generates, scorer: Scores, request: Request) -> Gene
                 count += 1
                 held = Token(step, said.current or TokenSignal(step.index, None, None, None, is_final=False))
             else:
-                yield Ended(step.prompt, text, step.text, count, step.finish_reason, session.finish(), time.perf_counter() - started)
+                seconds = time.perf_counter() - started
+                yield Ended(step.prompt, text, step.text, count, step.finish_reason, session.finish(), seconds, step)

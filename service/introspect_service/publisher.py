@@ -6,7 +6,7 @@ import asyncio
 
 from introspect.types import PromptInfo
 from introspect_service.bus import Delivery, SignalBus
-from introspect_service.events import CompletedData, EventData, FailedData, SignalEvent, StartedData, StepData, StreamedToken
+from introspect_service.events import CompletedData, EventData, FailedData, FeedbackData, SignalEvent, StartedData, StepData, StreamedToken
 from introspect_service.generation import Begun, Ended, Progress, Token
 from introspect_service.runner import Failed
 from introspect_service.signals import answer_introspection, budget_report, rounded, token_introspection
@@ -50,6 +50,10 @@ class AnswerPublisher:
                 self._publish(FailedData(model=self._model, reason=reason, message=message))
             case _:
                 pass
+
+    def feedback(self, data: FeedbackData) -> Delivery:
+        """Publish what somebody says of the answer."""
+        return self._publish(data)
 
     async def confirmed(self) -> bool:
         """Whether the stream's server has confirmed the completed event."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from fastapi import Request as HttpRequest
 
 from introspect_service.errors import ApiError, internal_error
 from introspect_service.generation import Begun, Ended, Progress, Token
 from introspect_service.publisher import AnswerPublisher
-from introspect_service.runner import Failed, Ticket
+from introspect_service.runner import Failed, Listener, Ticket
 
 
 class Run:
@@ -19,13 +19,14 @@ class Run:
     Args:
         publisher: hears everything first.
         submit: puts the request in line, with the listener it is given.
+        others: hear everything too.
 
     Raises:
         QueueFullError: there is no room in the line.
     """
 
-    def __init__(self, publisher: AnswerPublisher, submit: Callable[[Callable[[Progress | Failed], None]], Ticket]) -> None:
-        self._publisher = publisher
+    def __init__(self, publisher: AnswerPublisher, submit: Callable[[Listener], Ticket], others: Sequence[Listener] = ()) -> None:
+        self._publisher, self._others = publisher, others
         # Bounded by the longest answer that can be asked for.
         self._heard: asyncio.Queue[Progress | Failed] = asyncio.Queue()
         self._ticket = submit(self._hear)
@@ -33,6 +34,8 @@ class Run:
 
     def _hear(self, what: Progress | Failed) -> None:
         self._publisher.hear(what)
+        for listener in self._others:
+            listener(what)
         self._heard.put_nowait(what)
 
     def cancel_when_gone(self, http: HttpRequest) -> None:

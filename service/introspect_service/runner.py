@@ -81,6 +81,11 @@ class Runner:
         return self._thread.is_alive() and not self._closing.is_set()
 
     @property
+    def running(self) -> int:
+        """How many requests the engine works on."""
+        return min(1, self._count)
+
+    @property
     def waiting(self) -> int:
         """How many requests wait, the running one aside."""
         return max(0, self._count - 1)

@@ -21,11 +21,16 @@ SAMPLE_QUESTION = "what digit is at row 2 column 3 ?"
 
 
 class AnnouncingServer(uvicorn.Server):
-    """A server that says when it listens."""
+    """A server that says when it listens, and when it is told to stop."""
 
-    def __init__(self, config: uvicorn.Config, announce: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, announce: Callable[[], None], stopping: Callable[[], None]) -> None:
         super().__init__(config)
-        self._announce = announce
+        self._announce, self._stopping = announce, stopping
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End the event streams, which would go on for ever, then wait for running answers."""
+        self._stopping()
+        await super().shutdown(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start to listen, then say so."""
@@ -36,10 +41,9 @@ class AnnouncingServer(uvicorn.Server):
 
 def serve(settings: Settings, backend: Backend, bound: socket.socket, announce: Callable[[], None], log_level: str = "warning") -> bool:
     """Serve until told to stop; whether it ever listened."""
-    config = uvicorn.Config(
-        create_app(settings, backend), log_level=log_level, timeout_graceful_shutdown=GRACE_SECONDS, server_header=False
-    )
-    server = AnnouncingServer(config, announce)
+    app = create_app(settings, backend)
+    config = uvicorn.Config(app, log_level=log_level, timeout_graceful_shutdown=GRACE_SECONDS, server_header=False)
+    server = AnnouncingServer(config, announce, lambda: app.state.service.viewers.stopping.set())
     server.run([bound])
     return server.started
 
@@ -51,7 +55,8 @@ def greeting(settings: Settings, backend: Backend, port: int) -> str:
     probes = backend.scorer.name or "none (uncalibrated scores only)"
     stream = f"{without_password(settings.redis_url)}  key {STREAM_KEY}" if settings.redis_url else "off"
     lines = [f"service  {url}", f"model    {backend.model.name}", f"probes   {probes}", f"stream   {stream}"]
-    lines += ["", "ask it, from the repository's folder:", "", sample_curl(url, backend.model.name)]
+    lines += ["", "open that address in a browser, or ask from the repository's folder:", ""]
+    lines += [sample_curl(url, backend.model.name, with_key=bool(settings.keys))]
     if settings.redis_url:
         is_default = settings.redis_url == DEFAULT_URL
         watch = ".venv/bin/introspect watch" if is_default else f".venv/bin/introspect watch --redis {without_password(settings.redis_url)}"
@@ -59,10 +64,11 @@ def greeting(settings: Settings, backend: Backend, port: int) -> str:
     return "\n".join(lines)
 
 
-def sample_curl(url: str, model: str) -> str:
-    """A question as a shell command that works as printed."""
+def sample_curl(url: str, model: str, *, with_key: bool = False) -> str:
+    """A question as a shell command that works as printed, but for a key where one is needed."""
+    key = "-H 'Authorization: Bearer YOUR-KEY' " if with_key else ""
     image = f"$(base64 < {SAMPLE_IMAGE} | tr -d '\\n')"
-    return f"""curl -s {url}/v1/chat/completions -H 'Content-Type: application/json' -d @- <<EOF
+    return f"""curl -s {url}/v1/chat/completions -H 'Content-Type: application/json' {key}-d @- <<EOF
 {{"model": "{model}", "introspection": true, "messages": [{{"role": "user", "content": [
   {{"type": "image_url", "image_url": {{"url": "data:image/png;base64,{image}"}}}},
   {{"type": "text", "text": "{SAMPLE_QUESTION}"}}]}}]}}

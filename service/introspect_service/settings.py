@@ -6,7 +6,7 @@ import socket
 from typing import Annotated, Self
 from urllib.parse import urlsplit, urlunsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from introspect.types import Budget
@@ -14,6 +14,9 @@ from introspect_service.budgets import make_budget
 
 EMBEDDED_REDIS_PORT = 6399
 """Where the embedded Valkey listens, on the loopback only; fixed, so that a reader knows the address beforehand."""
+
+SHORTEST_KEY = 16
+"""Characters of an API key: fewer could be guessed."""
 
 _REDIS_SCHEMES = ("redis", "rediss", "unix")
 
@@ -33,6 +36,7 @@ class Settings(BaseSettings):
         allow_mismatch: score with a probe set that was not fitted for the model; every output says so.
         policy: who chooses the KV entries to keep; nothing means `full`, or `snapkv` where a budget is given.
         kv_budget: entries per KV head such as `64`, or a share of the prompt such as `25%`.
+        heads: a file of visual-head scores, for the policies that need them; by default the one beside the model.
         redis: `embedded`, `off`, or the URL of a Redis or Valkey server.
         redis_port: loopback port of the embedded Valkey.
         stream_max_length: entries that the stream keeps, about.
@@ -47,6 +51,12 @@ class Settings(BaseSettings):
         max_tokens: longest answer that can be asked for.
         default_max_tokens: longest answer where the request does not say.
         queue_depth: requests that may wait for the engine.
+        keep_answers: recent answers whose head statistics can be asked for; 0 keeps none.
+        keep_bytes: memory of all of them together, about.
+        max_viewers: event streams that may be open at once, chat completions aside.
+        api_keys: keys of which a caller must have one, separated by commas; anybody may ask where absent.
+        rate_limit: requests that a caller may post in a minute; any number where absent.
+        traces: folder to which answers that get feedback are written, with their labels; nowhere where absent.
     """
 
     model_config = SettingsConfigDict(env_prefix="INTROSPECT_", frozen=True, extra="forbid", protected_namespaces=())
@@ -59,6 +69,7 @@ class Settings(BaseSettings):
     allow_mismatch: bool = False
     policy: str | None = None
     kv_budget: str | None = None
+    heads: str | None = None
     redis: str = "embedded"
     redis_port: Annotated[int, Field(ge=1, le=65_535)] = EMBEDDED_REDIS_PORT
     stream_max_length: Count = 10_000
@@ -73,6 +84,12 @@ class Settings(BaseSettings):
     max_tokens: Count = 1_024
     default_max_tokens: Count = 128
     queue_depth: Count = 16
+    keep_answers: Annotated[int, Field(ge=0)] = 64
+    keep_bytes: Count = 64_000_000
+    max_viewers: Count = 32
+    api_keys: SecretStr | None = None
+    rate_limit: Count | None = None
+    traces: str | None = None
 
     @field_validator("redis")
     @classmethod
@@ -81,6 +98,13 @@ class Settings(BaseSettings):
             return value
         if urlsplit(value).scheme not in _REDIS_SCHEMES:
             raise ValueError('expected "embedded", "off" or an address such as redis://host:6379/0')
+        return value
+
+    @field_validator("api_keys")
+    @classmethod
+    def _keys_are_long(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and any(len(key) < SHORTEST_KEY or not key.isascii() for key in _split(value)):
+            raise ValueError(f"expected keys of at least {SHORTEST_KEY} ASCII characters each, separated by commas")
         return value
 
     @model_validator(mode="after")
@@ -98,11 +122,20 @@ class Settings(BaseSettings):
         return make_budget(self.kv_budget, self.policy)
 
     @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys of which a caller must have one; none where anybody may ask."""
+        return _split(self.api_keys) if self.api_keys is not None else ()
+
+    @property
     def redis_url(self) -> str | None:
         """Address of the stream's server; nothing where the stream is off."""
         if self.redis == "off":
             return None
         return f"redis://127.0.0.1:{self.redis_port}" if self.redis == "embedded" else self.redis
+
+
+def _split(keys: SecretStr) -> tuple[str, ...]:
+    return tuple(key.strip() for key in keys.get_secret_value().split(","))
 
 
 def without_password(url: str) -> str:

@@ -12,8 +12,12 @@ from fastapi import Depends, Request
 from introspect_service.backend import Backend
 from introspect_service.bus import SignalBus
 from introspect_service.errors import ApiError
+from introspect_service.labels import LabelStore
+from introspect_service.metrics import Metrics
+from introspect_service.records import RecordStore
 from introspect_service.runner import Runner
 from introspect_service.settings import Settings
+from introspect_service.sse import Viewers
 
 DECODERS = 2
 """Requests whose pictures are decoded at the same time."""
@@ -27,6 +31,10 @@ class Service:
     backend: Backend
     runner: Runner
     bus: SignalBus
+    records: RecordStore
+    viewers: Viewers
+    metrics: Metrics
+    labels: LabelStore | None = None
     started: int = field(default_factory=lambda: int(time.time()))
     decoders: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(DECODERS))
 
