@@ -1,12 +1,11 @@
 """Train the embedded model: `python -m introspect_probes.embedded.train --out DIR`.
 
-Three stages. First the vision tower and the projector learn dense labels (digit
-and colour of every cell), read *behind* the projector, on clear scenes and then on all; then the language model
-joins and learns packed questions, the dense labels kept as a small auxiliary
-loss. After this the model reads any place it is told to, and cannot find
-anything it is told of; so the third stage asks mostly for that, and has the
-image's features learn the words' own directions and their places, so that
-words and picture can meet in attention. Why each stage: DECISIONS.md.
+Two stages. First the vision tower and the projector learn dense labels (digit,
+colour and place of every cell), read *behind* the projector and along the
+language model's own embeddings of the words, on clear scenes and then on all;
+then the language model joins and learns packed questions, the dense labels kept
+as a small auxiliary loss. Why so: DECISIONS.md. The forward passes are compiled,
+which takes a C++ compiler.
 
 The run is resumable and its batches depend on seed and step only, so that its
 log-spaced checkpoints can be made again.
@@ -38,7 +37,6 @@ from introspect_probes.embedded.batches import (
     IGNORE,
     NUM_COLOR_CLASSES,
     NUM_DIGIT_CLASSES,
-    SEARCH_MIX,
     TRAINING_MIX,
     Batch,
     PackedBatches,
@@ -51,6 +49,8 @@ from introspect_probes.worlds.scene import CELL_PIXELS, COLOR_NAMES, NATURAL, Sc
 
 EASY = SceneStyle(clarity={"clear": 1.0}, fill=(0.7, 1.0))
 """The first steps: well-filled, clear scenes."""
+STATE_KEYS = ("momentum_buffer",), ("step", "exp_avg", "exp_avg_sq")
+"""What Muon and AdamW remember of a parameter."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,9 @@ class Plan:
     """Every number of a training run."""
 
     seed: int = 0
-    easy_steps: int = 500
-    dense_steps: int = 1500
-    joint_steps: int = 1800
-    search_steps: int = 900
+    easy_steps: int = 400
+    dense_steps: int = 1400
+    joint_steps: int = 2700
     dense_batch: int = 64
     joint_batch: int = 24
     dense_lr: float = 2.5e-3
@@ -84,54 +83,56 @@ class Plan:
     warmup: int = 100
     weight_decay: float = 0.03
     dense_weight: float = 0.25
-    align_weight: float = 0.25
     checkpoints: int = 12
 
 
 class DenseReader(nn.Module):
-    """Reads digit and colour of each cell from its projected patches (training only).
+    """Reads digit, colour and place of each cell from its projected patches (training only).
 
-    The mean of the patches is what the language model will find it easiest to
-    use; reading the digit from all of them in order as well breaks the symmetry
-    early, and the shapes are learned in half the steps.
+    The words' part has each patch point along the language model's own
+    embeddings of the words for what its cell shows, so that a question's words
+    can find the picture's cells in attention. The others read the cell's mean,
+    and its patches in order: that breaks the symmetry early, and the shapes are
+    learned in half the steps.
     """
 
-    def __init__(self, hidden_size: int) -> None:
+    def __init__(self, hidden_size: int, digit_tokens: list[int], color_tokens: list[int]) -> None:
         super().__init__()
-        self._side, self._per_cell = IMAGE_SIZE // PATCH_SIZE, CELL_PIXELS // PATCH_SIZE
+        self._per_cell = CELL_PIXELS // PATCH_SIZE
+        self._cells = IMAGE_SIZE // CELL_PIXELS
         self.digit = nn.Linear(hidden_size, NUM_DIGIT_CLASSES)
         self.color = nn.Linear(hidden_size, NUM_COLOR_CLASSES)
         self.ordered_digit = nn.Linear(hidden_size * self._per_cell**2, NUM_DIGIT_CLASSES)
-        self.place = nn.Linear(hidden_size, (self._side // self._per_cell) ** 2)
+        self.place = nn.Linear(hidden_size, self._cells**2)
+        self.register_buffer("digit_tokens", torch.tensor(digit_tokens), persistent=False)
+        self.register_buffer("color_tokens", torch.tensor(color_tokens), persistent=False)
 
-    def align(self, features: torch.Tensor, batch: Batch, digit_words: torch.Tensor, color_words: torch.Tensor) -> torch.Tensor:
-        """How badly the cells' features point along the words for what they show, and tell their place.
-
-        `digit_words [10, hidden]` and `color_words [colours, hidden]` are the language model's own embeddings.
-        """
-        cells = self._side // self._per_cell
-        mean = features.float().unflatten(1, (cells, self._per_cell, cells, self._per_cell)).mean(dim=(2, 4)).flatten(1, 2)
-        place = torch.arange(cells**2).expand(mean.shape[0], -1)
-        digits = batch.digits.masked_fill(batch.digits >= len(digit_words), IGNORE)
-        colors = batch.colors.masked_fill(batch.colors >= len(color_words), IGNORE)
-        return (
-            functional.cross_entropy((mean @ digit_words.float().T).flatten(0, 1), digits.flatten(), ignore_index=IGNORE)
-            + functional.cross_entropy((mean @ color_words.float().T).flatten(0, 1), colors.flatten(), ignore_index=IGNORE)
-            + functional.cross_entropy(self.place(mean).flatten(0, 1), place.flatten())
-        )
-
-    def forward(self, features: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """Summed mean cross-entropies over cells; `features [batch, image tokens, hidden]`."""
-        cells = self._side // self._per_cell
-        grid = features.float().unflatten(1, (cells, self._per_cell, cells, self._per_cell))
-        mean = grid.mean(dim=(2, 4)).flatten(0, 2)
-        ordered = grid.transpose(2, 3).flatten(3).flatten(0, 2)
+    def forward(self, features: torch.Tensor, batch: Batch, embeddings: torch.Tensor) -> torch.Tensor:
+        """Summed mean cross-entropies; `features [batch, image tokens, hidden]`, `embeddings [vocabulary, hidden]`."""
+        split = (self._cells, self._per_cell, self._cells, self._per_cell)
+        patches = features.float().unflatten(1, split).transpose(2, 3).flatten(3, 4).flatten(0, 2)
+        mean = patches.mean(dim=1)
         digits, colors = batch.digits.flatten(), batch.colors.flatten()
-        return (
+        place = torch.arange(self._cells**2).repeat(len(features))
+        read = (
             functional.cross_entropy(self.digit(mean), digits)
             + functional.cross_entropy(self.color(mean), colors)
-            + 0.5 * functional.cross_entropy(self.ordered_digit(ordered), digits)
+            + 0.5 * functional.cross_entropy(self.ordered_digit(patches.flatten(1)), digits)
         )
+        digit_words, color_words = embeddings[self.digit_tokens].float(), embeddings[self.color_tokens].float()
+        return (
+            read
+            + _per_patch(patches @ digit_words.T, digits)
+            + _per_patch(patches @ color_words.T, colors)
+            + _per_patch(self.place(patches), place)
+        )
+
+
+def _per_patch(logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy of `logits [cells, patches, classes]`; cells of a class beyond them (empty, covered) are left out."""
+    cells, patches, known = logits.shape
+    wanted = classes.masked_fill(classes >= known, IGNORE)[:, None].expand(cells, patches)
+    return functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=IGNORE)
 
 
 def answer_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -158,27 +159,39 @@ class Run:
         self.plan, self.folder = plan, folder
         self.model = build_model()
         self.model.model.vision_tower.set_attn_implementation("eager")  # twice as fast to train on a CPU at this size
-        self.reader = DenseReader(self.model.lm_head.in_features)
         self.processor = build_processor()
         digit_tokens = token_ids(self.processor.tokenizer, *(f"▁{digit}" for digit in range(10)))
         color_tokens = token_ids(self.processor.tokenizer, *(f"▁{color}" for color in COLOR_NAMES))
-        self.words = torch.tensor(digit_tokens), torch.tensor(color_tokens)
+        self.reader = DenseReader(self.model.lm_head.in_features, digit_tokens, color_tokens)
+        self.model.model.language_model.compile(dynamic=False)
+        self.model.model.vision_tower.compile(dynamic=False)
         self.step = 0
         self.curve: list[dict[str, float]] = []
         self.seconds = 0.0
         self.parameters = dict(self.model.named_parameters()) | {f"reader.{k}": v for k, v in self.reader.named_parameters()}
-        self.optimizer = torch.optim.AdamW(self.parameters.values(), betas=(0.9, 0.98), weight_decay=plan.weight_decay)
+        self.optimizers = self._optimizers()
+
+    def _optimizers(self) -> list[torch.optim.Optimizer]:
+        """Muon (Jordan et al., 2024) for the layers' matrices, at AdamW's update size; AdamW for all else."""
+        matrices = {name: p for name, p in self.parameters.items() if p.ndim == 2 and ("layers" in name or "projector" in name)}
+        others = [p for name, p in self.parameters.items() if name not in matrices]
+        decay = self.plan.weight_decay
+        return [
+            torch.optim.Muon(matrices.values(), weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=decay),
+        ]
 
     @property
     def steps(self) -> int:
         """Steps of all stages together."""
-        return self.plan.dense_steps + self.plan.joint_steps + self.plan.search_steps
+        return self.plan.dense_steps + self.plan.joint_steps
 
     def save(self) -> None:
         """Write weights and optimiser state, atomically, so that the run can go on from here."""
         tensors = {f"weight/{name}": p.detach() for name, p in self.parameters.items()}
         for name, p in self.parameters.items():
-            tensors |= {f"{key}/{name}": value for key, value in self.optimizer.state.get(p, {}).items()}
+            for optimizer in self.optimizers:
+                tensors |= {f"{key}/{name}": value for key, value in optimizer.state.get(p, {}).items()}
         path = self.folder / "state.safetensors"
         notes = {
             "step": str(self.step),
@@ -200,9 +213,10 @@ class Run:
                 raise typer.BadParameter(f"{path} was made by another plan; give another --out or remove it")
             for name, p in self.parameters.items():
                 p.copy_(state.get_tensor(f"weight/{name}"))
-                for key in ("step", "exp_avg", "exp_avg_sq"):
-                    if f"{key}/{name}" in state.keys():  # noqa: SIM118 - a safetensors handle is no mapping
-                        self.optimizer.state[p][key] = state.get_tensor(f"{key}/{name}")
+                for optimizer, keys in zip(self.optimizers, STATE_KEYS, strict=True):
+                    for key in keys:
+                        if f"{key}/{name}" in state.keys():  # noqa: SIM118 - a safetensors handle is no mapping
+                            optimizer.state[p][key] = state.get_tensor(f"{key}/{name}")
         self.step, self.curve, self.seconds = int(notes["step"]), json.loads(notes["curve"]), float(notes["seconds"])
         return True
 
@@ -244,10 +258,7 @@ class Run:
             stop = plan.easy_steps if self.step < plan.easy_steps else plan.dense_steps
             style = EASY if self.step < plan.easy_steps else NATURAL
             return Stage(1, 0, stop, plan.dense_steps, plan.dense_batch, plan.dense_lr, None, style)
-        joint_stop = plan.dense_steps + plan.joint_steps
-        if self.step < joint_stop:
-            return Stage(2, plan.dense_steps, joint_stop, plan.joint_steps, plan.joint_batch, plan.joint_lr, TRAINING_MIX, NATURAL)
-        return Stage(3, joint_stop, self.steps, plan.search_steps, plan.joint_batch, plan.joint_lr, SEARCH_MIX, NATURAL)
+        return Stage(2, plan.dense_steps, self.steps, plan.joint_steps, plan.joint_batch, plan.joint_lr, TRAINING_MIX, NATURAL)
 
     def _checkpoint(self) -> None:
         weights = {k: v.to(torch.bfloat16).contiguous() for k, v in self.model.state_dict().items() if k != "lm_head.weight"}
@@ -259,21 +270,21 @@ class Run:
         return itertools.islice(loader, stage.stop - self.step)
 
     def _update(self, batch: Batch, stage: Stage) -> float:
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.plan, self.step - stage.start, stage.steps, stage.lr)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(self.plan, self.step - stage.start, stage.steps, stage.lr)
+            optimizer.zero_grad()
         with torch.autocast("cpu", dtype=torch.bfloat16):
+            table = self.model.lm_head.weight
             if stage.mix is None:
-                loss = self.reader(image_features(self.model, batch.pixels), batch)
+                loss = self.reader(image_features(self.model, batch.pixels), batch, table)
             else:
                 logits, features = forward_packed(self.model, batch)
-                loss = answer_loss(logits, batch) + self.plan.dense_weight * self.reader(features, batch)
-                if stage.mix is SEARCH_MIX:
-                    table = self.model.lm_head.weight
-                    loss = loss + self.plan.align_weight * self.reader.align(features, batch, table[self.words[0]], table[self.words[1]])
-        self.optimizer.zero_grad()
+                loss = answer_loss(logits, batch) + self.plan.dense_weight * self.reader(features, batch, table)
         loss.backward()
         nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         return float(loss.detach())
 
 
@@ -287,13 +298,12 @@ def main(
     seed: Annotated[int, typer.Option(help="Seed of weights and data.")] = 0,
     dense_steps: Annotated[int, typer.Option(help="Steps of the first stage.")] = Plan.dense_steps,
     joint_steps: Annotated[int, typer.Option(help="Steps of the second stage.")] = Plan.joint_steps,
-    search_steps: Annotated[int, typer.Option(help="Steps of the third stage.")] = Plan.search_steps,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
 ) -> None:
     """Train the embedded model, evaluate it as stored, and write its training record."""
     torch.set_num_threads(threads)
     out.mkdir(parents=True, exist_ok=True)
-    run = Run(Plan(seed=seed, dense_steps=dense_steps, joint_steps=joint_steps, search_steps=search_steps), out)
+    run = Run(Plan(seed=seed, dense_steps=dense_steps, joint_steps=joint_steps), out)
     run.resume()
     run.train()
     run.export(out / "model")
