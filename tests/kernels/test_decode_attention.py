@@ -179,5 +179,5 @@ def test_wrong_inputs_are_told_apart() -> None:
         decode_attention(torch.ones(1, 3, 16), arena, position, 1.0)
     with pytest.raises(KernelInputError, match=r"integers \[1\]"):
         decode_attention(torch.ones(1, 4, 16), arena, torch.tensor([1.0]), 1.0)
-    with pytest.raises(UnknownImplementationError, match="got 'triton'"):
-        decode_attention(torch.ones(1, 4, 16), arena, position, 1.0, impl="triton")
+    with pytest.raises(UnknownImplementationError, match="got 'flash'"):
+        decode_attention(torch.ones(1, 4, 16), arena, position, 1.0, impl="flash")

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 
 from introspect_kernels.arena import Arena
-from introspect_kernels.decode.reference import decode_attention_reference
-from introspect_kernels.decode.vectorised import decode_attention_vectorised
-from introspect_kernels.errors import KernelInputError, UnknownImplementationError
+from introspect_kernels.decode.dispatch import run
+from introspect_kernels.decode.operator import decode_attention_operator
+from introspect_kernels.decode.packing import PackedStats, unpack
+from introspect_kernels.errors import KernelInputError
 from introspect_kernels.statistics import HeadStats
-
-Implementation = Callable[[torch.Tensor, Arena, torch.Tensor, float, bool], tuple[torch.Tensor, HeadStats | None]]
-
-_IMPLEMENTATIONS: dict[str, Implementation] = {
-    "vectorised": decode_attention_vectorised,
-    "reference": decode_attention_reference,
-}
 
 
 def decode_attention(
@@ -25,36 +17,66 @@ def decode_attention(
 ) -> tuple[torch.Tensor, HeadStats | None]:
     """Attention of one query token per sequence over its retained entries, with head statistics.
 
+    Where the arena keeps `received`, every entry's sum grows by what it got in this step.
+
     Args:
         q: `[batch, num_heads, head_dim]`; head h reads KV head `h // (num_heads / num_kv_heads)`.
-        arena: the layer's entries, the query's own included.
+        arena: the layer's entries, the query's own included. Its runs must not overlap, positions ascend
+            in each run and segments are 0 to 5.
         position: `int [batch]`, the query's token index, for distances and the self mass.
         scale: factor on the scores before the softmax.
         stats: whether to return statistics; without them `None` takes their place.
-        impl: `"vectorised"` (the default) or `"reference"`. A named one is used or refused, never replaced.
+        impl: `"triton"` (the default for CUDA tensors), `"vectorised"` (the default elsewhere) or `"reference"`.
+            A named one is used or refused, never replaced.
 
     Returns:
         The output `[batch, num_heads, head_dim]` in q's dtype, and the statistics. A head without
-        entries gives a zero output, `lse` of -inf and NaN elsewhere.
+        entries gives a zero output, `lse` of -inf and NaN elsewhere. Where `"triton"` cannot account for
+        every entry of a run (a segment above 5, runs that overlap), that run's outputs are NaN.
 
     Raises:
-        KernelInputError: shapes, dtypes or devices do not fit.
-        UnknownImplementationError: there is no such `impl`.
+        KernelInputError: shapes, dtypes or devices do not fit, or a run leaves the arena. The latter is
+            checked for tensors on a CPU only: on a GPU it would make the host wait for the device.
+        UnknownImplementationError: there is no such `impl`, or it cannot run here; the message says why.
     """
     _validate(q, arena, position)
-    name = impl or "vectorised"
-    if name not in _IMPLEMENTATIONS:
-        raise UnknownImplementationError(f"impl must be one of {sorted(_IMPLEMENTATIONS)}, got {name!r}")
-    return _IMPLEMENTATIONS[name](q, arena, position, scale, stats)
+    if torch.compiler.is_compiling():
+        a = arena
+        out, *packed = decode_attention_operator(
+            q, a.k, a.v, a.position, a.segment, a.start, a.length, a.capacity, a.received, a.queries, position, scale, stats, impl
+        )
+        return out, unpack(PackedStats(*packed)) if stats else None
+    out, measured = run(q, arena, position, scale, stats, impl)
+    return out, unpack(measured) if isinstance(measured, PackedStats) else measured
 
 
 def _validate(q: torch.Tensor, arena: Arena, position: torch.Tensor) -> None:
     batch, kv_heads = arena.start.shape
     if q.dim() != 3 or q.shape[0] != batch or q.shape[2] != arena.k.shape[1]:
         raise KernelInputError(f"q must be [{batch}, num_heads, {arena.k.shape[1]}], got {tuple(q.shape)}")
-    if q.shape[1] % kv_heads:
+    if q.shape[1] == 0 or q.shape[1] % kv_heads:
         raise KernelInputError(f"num_heads must be a multiple of num_kv_heads {kv_heads}, got {q.shape[1]}")
-    if position.shape != (batch,) or position.is_floating_point():
+    if position.shape != (batch,) or position.is_floating_point() or position.dtype == torch.bool:
         raise KernelInputError(f"position must be integers [{batch}], got {position.dtype} {tuple(position.shape)}")
-    if q.device != arena.k.device:
-        raise KernelInputError(f"q is on {q.device}, the arena on {arena.k.device}")
+    if not q.is_floating_point() or arena.k.dtype != q.dtype or arena.v.dtype != q.dtype:
+        raise KernelInputError(f"q, k and v must have one floating dtype, got {q.dtype}, {arena.k.dtype}, {arena.v.dtype}")
+    _validate_arena(arena)
+    for name, tensor in (("arena", arena.k), ("arena's lengths", arena.length), ("position", position)):
+        if tensor.device != q.device:
+            raise KernelInputError(f"q is on {q.device}, the {name} on {tensor.device}")
+
+
+def _validate_arena(arena: Arena) -> None:
+    slots, runs = arena.k.shape[0], arena.start.shape
+    expected: tuple[tuple[str, torch.Tensor | None, torch.dtype, tuple[int, ...]], ...] = (
+        ("v", arena.v, arena.k.dtype, tuple(arena.k.shape)),
+        ("position", arena.position, torch.int32, (slots,)),
+        ("segment", arena.segment, torch.uint8, (slots,)),
+        ("start", arena.start, torch.int32, tuple(runs)),
+        ("length", arena.length, torch.int32, tuple(runs)),
+        ("received", arena.received, torch.float32, (slots,)),
+        ("queries", arena.queries, torch.int32, (slots,)),
+    )
+    for name, tensor, dtype, shape in expected:
+        if tensor is not None and (tensor.dtype != dtype or tuple(tensor.shape) != shape):
+            raise KernelInputError(f"the arena's {name} must be {dtype} {shape}, got {tensor.dtype} {tuple(tensor.shape)}")

@@ -1,0 +1,52 @@
+"""Which implementation runs, and what can only be checked where it runs."""
+
+from __future__ import annotations
+
+import torch
+
+from introspect_kernels.arena import Arena
+from introspect_kernels.decode.accumulate import add_received
+from introspect_kernels.decode.packing import PackedStats
+from introspect_kernels.decode.reference import decode_attention_reference
+from introspect_kernels.decode.vectorised import decode_attention_vectorised
+from introspect_kernels.errors import KernelInputError
+from introspect_kernels.implementations import choose
+from introspect_kernels.statistics import HeadStats
+
+IMPLEMENTATIONS = ("reference", "triton", "vectorised")
+_TORCH = {"reference": decode_attention_reference, "vectorised": decode_attention_vectorised}
+
+
+def run(
+    q: torch.Tensor, arena: Arena, position: torch.Tensor, scale: float, stats: bool, impl: str | None
+) -> tuple[torch.Tensor, HeadStats | PackedStats | None]:
+    """Run one implementation on inputs of the right shapes; without a name, `triton` on CUDA devices and `vectorised` elsewhere.
+
+    Raises:
+        UnknownImplementationError: there is none of that name, or it cannot run here.
+        KernelInputError: offsets out of range (tensors on a CPU only), or not what the implementation takes.
+    """
+    if arena.start.device.type == "cpu":
+        _check_ranges(arena)
+    name = choose(impl, q, IMPLEMENTATIONS)
+    if name == "triton":
+        # Imported when it is asked for: not everybody has Triton.
+        from introspect_kernels.decode.triton_host import decode_attention_triton
+
+        return decode_attention_triton(q, arena, position, scale, stats)
+    out, measured = _TORCH[name](q, arena, position, scale, stats or arena.received is not None)
+    if arena.received is not None and measured is not None:
+        add_received(q, arena, position, scale, measured.lse)
+    return out, measured if stats else None
+
+
+def _check_ranges(arena: Arena) -> None:
+    if not arena.start.numel():
+        return
+    lowest = int(torch.minimum(arena.start, arena.length).min())
+    end = int((arena.start + arena.length).max())
+    if lowest < 0 or end > arena.k.shape[0]:
+        raise KernelInputError(
+            f"every run must lie within the arena's {arena.k.shape[0]} slots; got starts from {int(arena.start.min())}, "
+            f"lengths from {int(arena.length.min())} and an end at {end}"
+        )

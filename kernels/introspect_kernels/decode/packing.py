@@ -1,0 +1,56 @@
+"""Head statistics as four tensors, the form in which kernels fill them and a torch operator returns them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from introspect_kernels.statistics import HeadStats
+
+REALS = (
+    "lse",
+    "entropy",
+    "sum_sq",
+    "max_prob",
+    "image_entropy",
+    "image_max",
+    "image_output_share",
+    "self_mass",
+    "previous_mass",
+    "mean_distance",
+    "windowed_distance",
+)
+INDICES = ("argmax_position", "image_argmax_position")
+
+
+class PackedStats(NamedTuple):
+    """`HeadStats` by type of field.
+
+    Attributes:
+        reals: `float32 [11, batch, num_heads]`, in the order of `REALS`.
+        mass: `float32 [batch, num_heads, 6]`.
+        indices: `int32 [2, batch, num_heads]`, in the order of `INDICES`.
+        retained: `int32 [batch, num_kv_heads, 6]`.
+    """
+
+    reals: torch.Tensor
+    mass: torch.Tensor
+    indices: torch.Tensor
+    retained: torch.Tensor
+
+
+def pack(stats: HeadStats) -> PackedStats:
+    """The packed form; copies."""
+    return PackedStats(
+        torch.stack([getattr(stats, name).float() for name in REALS]),
+        stats.mass.float().clone(),
+        torch.stack([getattr(stats, name).to(torch.int32) for name in INDICES]),
+        stats.retained.to(torch.int32).clone(),
+    )
+
+
+def unpack(packed: PackedStats) -> HeadStats:
+    """The fields as views."""
+    fields = dict(zip(REALS, packed.reals.unbind(0), strict=True)) | dict(zip(INDICES, packed.indices.unbind(0), strict=True))
+    return HeadStats(**fields, mass=packed.mass, retained=packed.retained)

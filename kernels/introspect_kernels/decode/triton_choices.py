@@ -1,0 +1,68 @@
+"""Tile sizes for the attention kernel: a small table with reasons, and no tuning at run time.
+
+Tuning while a server runs stalls a request, breaks graph capture and makes two
+processes answer differently. The kernel copies: what matters is bytes in flight,
+no spills and the warp layout, all of which the tests check on compiled code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from introspect_kernels.errors import KernelInputError
+
+MAX_GROUP = 16
+MAX_HEAD_DIM = 256
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How the attention kernel is compiled for a head size and element size.
+
+    Attributes:
+        block: entries per tile.
+        stages: tiles in flight, the one being computed included.
+        warps: per program. One warp spills; four divide a tile of 64 entries without repeating work.
+        residents: programs per multiprocessor that the launch counts on.
+    """
+
+    block: int
+    stages: int
+    warps: int = 4
+    residents: int = 2
+
+
+# 32 entries a tile: 64 need twice the registers for the statistics' sums, 198 against 128 at head size 128, and spill with none.
+_CHOICES = {
+    # (bytes of an element, padded head size)
+    (2, 32): Choice(32, 4),
+    (2, 64): Choice(32, 4),
+    (2, 128): Choice(32, 4),  # 16 KiB a tile
+    (2, 256): Choice(32, 3),
+    (4, 32): Choice(32, 4),
+    (4, 64): Choice(32, 4),
+    (4, 128): Choice(32, 3),
+    (4, 256): Choice(32, 2, residents=1),  # 64 KiB a tile: three do not fit on sm_80
+}
+
+
+def padded_head_dim(head_dim: int) -> int:
+    """Head size as the kernel's tiles have it: a power of two from 32 on; the rest is masked and moves no memory."""
+    return max(32, 1 << (head_dim - 1).bit_length())
+
+
+def choose(dtype: torch.dtype, head_dim: int, group: int) -> Choice:
+    """The choice for a shape.
+
+    Raises:
+        KernelInputError: the kernel is not built for it.
+    """
+    if dtype not in DTYPES or not 1 <= head_dim <= MAX_HEAD_DIM or not 1 <= group <= MAX_GROUP:
+        raise KernelInputError(
+            f"impl='triton' takes bfloat16, float16 or float32, head_dim up to {MAX_HEAD_DIM} and up to {MAX_GROUP} query heads per "
+            f"KV head; got {dtype}, {head_dim}, {group}; impl='vectorised' takes any"
+        )
+    return _CHOICES[dtype.itemsize, padded_head_dim(head_dim)]
