@@ -209,13 +209,13 @@ def test_the_model_is_listed(client, model, backend):
 
 def test_health_tells_of_the_model_the_queue_and_the_stream(url, model):
     assert httpx.get(f"{url}/livez").json() == {"status": "ok"}
-    for route in ("/readyz", "/health"):
+    for route in ("/readyz", "/health", "/health/ready"):
         ready = httpx.get(url + route)
         assert ready.status_code == 200
         assert ready.json()["model"] == model
         assert ready.json()["queue"] == {"waiting": 0, "depth": 2}
         assert ready.json()["stream"]["connected"] is True
-    assert httpx.get(url).json()["ask"] == "POST /v1/chat/completions"
+    assert httpx.get(url).headers["content-type"].startswith("text/html"), "the page, for people"
 
 
 @pytest.mark.parametrize(("sent", "kept"), [("abc-1", True), ("a b", False), ("x" * 65, False)])

@@ -220,8 +220,9 @@ byId("stop").addEventListener("click", () => state.abort?.abort());
 byId("opacity").addEventListener("input", drawOverlay);
 for (const id of ["statistic", "row"]) byId(id).addEventListener("change", () => tokens.selected >= 0 && chooseToken(tokens.selected));
 for (const button of byId("feedback").querySelectorAll("button")) button.addEventListener("click", () => label(button));
-byId("key").addEventListener("change", (event) => {
-  setKey(event.target.value);
+byId("key-row").addEventListener("submit", (event) => {
+  event.preventDefault();
+  setKey(byId("key").value);
   complain("");
   begin();
   live.controller?.abort();

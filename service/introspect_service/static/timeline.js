@@ -32,7 +32,7 @@ export function showTimeline(tokens, selected, choose) {
   box.replaceChildren(drawing);
   const present = Object.keys(STRATEGIES).filter((label) => tokens.some((token) => token.introspection?.strategy?.label === label));
   byId("timeline-legend").replaceChildren(
-    el("span", {}, el("i", { class: "swatch", vars: { "--hue": "var(--good)" } }), "confidence so far (line)"),
+    el("span", {}, el("i", { class: "swatch", vars: { "--hue": "var(--text)" } }), "confidence so far (line)"),
     el("span", {}, el("i", { class: "swatch", vars: { "--hue": "var(--risk)" } }), "risk of a claim (dots)"),
     ...strategyLegend(present),
     present.length ? "" : el("span", {}, "no strategy is told"),
