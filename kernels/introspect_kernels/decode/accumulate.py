@@ -22,7 +22,7 @@ def add_received(q: torch.Tensor, arena: Arena, position: torch.Tensor, scale: f
     if arena.received is None or arena.queries is None:
         return
     k, _, where, _, valid = arena.gather()
-    batch, heads, head_dim = q.shape
+    batch, _, head_dim = q.shape
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     grouped = (q.to(dtype) * scale).view(batch, arena.num_kv_heads, -1, head_dim)
     scores = grouped @ k.to(dtype).transpose(-1, -2)

@@ -96,13 +96,13 @@ def combine_kernel(
         present = count > 0
         m = tl.load(part_real + part, mask=present, other=NOTHING)
         weight = tl.where(present, tl.exp2(m - top), 0.0)
-        l = tl.load(part_real + field + part, mask=present, other=0.0)
+        norm_part = tl.load(part_real + field + part, mask=present, other=0.0)
         tile = tl.load(
             part_out + part[:, None] * HEAD_DIM + dims[None, :], mask=present[:, None] & (dims < HEAD_DIM)[None, :], other=0.0
         )
         weighted = weight[:, None] * tile
         whole += tl.sum(weighted, 0)
-        sum_l += weight * l
+        sum_l += weight * norm_part
         counted += count
         if STATS:
             kind = tl.load(piece_segment + piece, mask=present, other=-1)
@@ -110,18 +110,18 @@ def combine_kernel(
             square = tl.load(part_real + 3 * field + part, mask=present, other=0.0)
             far = tl.load(part_real + 4 * field + part, mask=present, other=0.0)
             index = tl.load(part_index + part, mask=present, other=NO_INDEX)
-            sum_t += weight * (t + (m - top) * l)
+            sum_t += weight * (t + (m - top) * norm_part)
             sum_q += weight * weight * square
             sum_far += weight * far
             best = tl.minimum(best, tl.where(m == top, index, NO_INDEX))
             is_image = kind == IMAGE
             image_part += tl.sum(tl.where(is_image[:, None], weighted, 0.0), 0)
             image_weight = tl.where(is_image, tl.exp2(m - image_top), 0.0)
-            image_l += image_weight * l
-            image_t += image_weight * (t + (m - image_top) * l)
+            image_l += image_weight * norm_part
+            image_t += image_weight * (t + (m - image_top) * norm_part)
             image_best = tl.minimum(image_best, tl.where(is_image & (m == image_top), index, NO_INDEX))
             of_kind = kind[:, None] == kinds[None, :]
-            by_kind += tl.sum(tl.where(of_kind, (weight * l)[:, None], 0.0), 0)
+            by_kind += tl.sum(tl.where(of_kind, (weight * norm_part)[:, None], 0.0), 0)
             count_by_kind += tl.sum(tl.where(of_kind, count[:, None], 0), 0)
 
     nan = float("nan")
@@ -165,7 +165,7 @@ def combine_kernel(
 
 @triton.jit
 def _latest(query, k, position, base, entries, asked, dims, scale, lse2, HEAD_DIM: tl.constexpr):
-    """p and distance of a run's last 16 entries.
+    """Probability and distance of a run's last 16 entries.
 
     Positions ascend and none is after the query's, so whatever is nearer than the window is among them; reading
     their keys again costs less than sums in every tile. Where there are fewer, p is 0 and the distance out of reach.

@@ -15,7 +15,7 @@ import triton
 from introspect_kernels.arena import Arena
 from introspect_kernels.decode.packing import REALS, PackedStats
 from introspect_kernels.decode.triton_attend import attend_kernel
-from introspect_kernels.decode.triton_choices import choose, padded_head_dim
+from introspect_kernels.decode.triton_choices import Choice, choose, padded_head_dim
 from introspect_kernels.decode.triton_combine import combine_kernel
 from introspect_kernels.decode.triton_plan import LARGE_CHUNK, SMALL_CHUNK, max_chunks, plan_kernel
 from introspect_kernels.decode.triton_received import received_kernel
@@ -38,7 +38,7 @@ def decode_attention_triton(
     launch = _Launch(q.contiguous(), arena, position.to(torch.int32), scale * LOG2E, stats or arena.received is not None)
     with torch.cuda.device_of(q):
         launch.plan()
-        launch.attend(choice.block, choice.stages, choice.warps, choice.residents)
+        launch.attend(choice)
         packed = launch.combine()
         if arena.received is not None:
             launch.receive(packed, choice.block)
@@ -91,9 +91,9 @@ class _Launch:
             num_warps=4,
         )
 
-    def attend(self, block: int, stages: int, warps: int, residents: int) -> None:
+    def attend(self, choice: Choice) -> None:
         """Fill the partial results."""
-        programs = residents * _multiprocessors(self.q.device) if self.q.is_cuda else _INTERPRETED_PROGRAMS
+        programs = choice.residents * _multiprocessors(self.q.device) if self.q.is_cuda else _INTERPRETED_PROGRAMS
         attend_kernel[(min(self.chunks, programs),)](
             self.q,
             self.arena.k,
@@ -118,13 +118,14 @@ class _Launch:
             HEAD_DIM=self.head_dim,
             HEAD_PAD=padded_head_dim(self.head_dim),
             PIECES=self.kinds,
-            BLOCK=block,
-            STAGES=stages,
+            BLOCK=choice.block,
+            STAGES=choice.stages,
             STATS=self.stats,
             KEEP_SCORES=self.arena.received is not None,
             UPCAST=interpreted(),
-            num_warps=warps,
-            num_stages=stages,
+            num_warps=choice.warps,
+            num_stages=choice.stages,
+            maxnreg=choice.registers,
             enable_fp_fusion=True,  # its default changes between Triton releases
         )
 
