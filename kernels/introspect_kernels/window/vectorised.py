@@ -60,7 +60,7 @@ def row_statistics_vectorised(
     for b in range(batch):
         present = (limit[b] >= 0).nonzero()[:, 0]
         begin = int(first[b])
-        for part in present.split(ROW_TILE):
+        for part in present.split(ROW_TILE) if len(present) else ():
             seen = slice(begin, begin + int(limit[b, part].max()) + 1)
             for h in range(kv_heads):
                 members = torch.arange(h * group, (h + 1) * group, device=q.device)
@@ -83,8 +83,8 @@ def _head(
     scores = ((q.float().reshape(-1, head_dim) * scale) @ k.float().T).view(members, rows, -1)
     scores.masked_fill_(index > limit[:, None], -torch.inf)
     values = v.float()
-    lse = torch.logsumexp(scores, -1, keepdim=True)
-    p = torch.exp(scores - lse)
+    p = torch.softmax(scores, -1)
+    max_prob, best = p.max(-1)
     # What is linear in p comes from one product. Distances are taken from the tile's last row, so that they stay small and exact.
     last = limit.max()
     one_hot = segment[:, None] == torch.arange(NUM_SEGMENTS, dtype=torch.uint8, device=q.device)
@@ -93,10 +93,9 @@ def _head(
     exists = limit[:, None] >= torch.arange(WINDOW, device=q.device)
     near = near * exists
     lag = torch.arange(WINDOW, dtype=torch.float32, device=q.device)
-    max_prob, best = p.max(-1)
     image, image_best, has_image = _image(scores, p, values, one_hot[:, int(Segment.IMAGE)], limit)
     planes = {
-        "lse": lse[..., 0],
+        "lse": scores.amax(-1) - max_prob.log(),
         "entropy": torch.special.entr(p).sum(-1),
         "sum_sq": torch.linalg.vecdot(p, p),
         "max_prob": max_prob,
