@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 
 from introspect.engine import Engine
 from introspect.errors import IntrospectError
+from introspect.heads.visual_heads import kv_head_scores
 from introspect.loading import LoadedModel, load_model
-from introspect.policies import available_policies
+from introspect.policies import available_policies, get_policy
 from introspect_kernels import feature_schema_hash
 from introspect_probes.errors import ProbesError
 from introspect_probes.probe_set import ProbeSet, load_probe_set
@@ -37,13 +39,15 @@ def load_backend(settings: Settings) -> Backend:
 
     Raises:
         ServiceError: there is no such policy.
-        IntrospectError: the model cannot be loaded.
+        IntrospectError: the model cannot be loaded, or the policy needs visual-head scores that it does not have.
         ProbesError: the probe set that was named cannot be read, or was not fitted for this model.
     """
     policy = settings.budget.policy
     if policy not in available_policies():
         raise ServiceError(f"policy: expected one of {', '.join(available_policies())}, got {policy!r}")
-    model = load_model(settings.model, device=settings.device)
+    model = load_model(settings.model, device=settings.device, heads=Path(settings.heads) if settings.heads else None)
+    if get_policy(policy).needs_head_scores:
+        kv_head_scores(model)
     return Backend(model, Engine(model), choose_scorer(model, settings), feature_schema_hash())
 
 

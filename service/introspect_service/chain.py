@@ -42,6 +42,7 @@ def record(
         bool, typer.Option("--interventions", help="Also measure what moves each claim, for strategy states.")
     ] = False,
     model: Annotated[str, typer.Option(help="A folder or hub id.")] = "embedded",
+    heads: Annotated[Path | None, typer.Option(help="Visual-head scores, for sparsemm.", exists=True, dir_okay=False)] = None,
     device: Annotated[str, typer.Option(help="Torch device.")] = "cpu",
     batch_size: Annotated[int, typer.Option(help="Answers decoded together.", min=1)] = 32,
     max_tokens: Annotated[int, typer.Option(help="Longest answer.", min=1)] = 96,
@@ -58,7 +59,7 @@ def record(
     try:
         chosen = _cases(cases, world, n, seed, pool, weight)
         budgets = [parse_condition(text) for text in budget or [FULL]]
-        engine = Engine(load_model(model, device=device), max_batch=batch_size)
+        engine = Engine(load_model(model, device=device, heads=heads), max_batch=batch_size)
         total = n if world is not None else None
         written = run(
             chosen, engine, out, budgets=budgets, interventions=interventions, batch_size=batch_size, max_tokens=max_tokens, total=total

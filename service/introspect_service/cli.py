@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from introspect_service import chain
+from introspect_service import chain, score_heads
 
 if TYPE_CHECKING:
     from introspect_service.settings import Settings
@@ -28,6 +28,9 @@ ProbesOption = Annotated[
 MismatchOption = Annotated[bool | None, typer.Option("--allow-mismatch", help="Use probes that were not fitted for the model, and say so.")]
 PolicyOption = Annotated[str | None, typer.Option("--policy", help="Who chooses the KV entries to keep.", show_default="full")]
 BudgetOption = Annotated[str | None, typer.Option("--kv-budget", help="Entries per KV head, such as 64, or 25% of the prompt.")]
+HeadsOption = Annotated[
+    str | None, typer.Option("--heads", help="Visual-head scores, for sparsemm.", show_default="those beside the model")
+]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="Torch device.", show_default="cpu")]
 
 
@@ -39,6 +42,7 @@ def serve(
     allow_mismatch: MismatchOption = None,
     policy: PolicyOption = None,
     kv_budget: BudgetOption = None,
+    heads: HeadsOption = None,
     device: DeviceOption = None,
     redis: Annotated[
         str | None, typer.Option("--redis", help="Where signals are published: embedded, off or redis://...", show_default="embedded")
@@ -50,7 +54,7 @@ def serve(
 ) -> None:
     """Serve chat completions with signals; every option is also a variable INTROSPECT_..."""
     settings = _settings(
-        model=model, probes=probes, allow_mismatch=allow_mismatch, policy=policy, kv_budget=kv_budget, device=device,
+        model=model, probes=probes, allow_mismatch=allow_mismatch, policy=policy, kv_budget=kv_budget, heads=heads, device=device,
         redis=redis, redis_port=redis_port, host=host, port=port,
     )  # fmt: skip
     from introspect_service.embedded_valkey import EmbeddedValkey
@@ -90,11 +94,19 @@ def ask(
     allow_mismatch: MismatchOption = None,
     policy: PolicyOption = None,
     kv_budget: BudgetOption = None,
+    heads: HeadsOption = None,
     device: DeviceOption = None,
 ) -> None:
     """Ask one question about one picture, and show how far the answer can be trusted."""
     settings = _settings(
-        model=model, probes=probes, allow_mismatch=allow_mismatch, policy=policy, kv_budget=kv_budget, device=device, redis="off"
+        model=model,
+        probes=probes,
+        allow_mismatch=allow_mismatch,
+        policy=policy,
+        kv_budget=kv_budget,
+        heads=heads,
+        device=device,
+        redis="off",
     )
     _hide_progress_bars()
     from introspect_service.ask import ask as put
@@ -134,6 +146,7 @@ def watch(
 
 
 chain.register(app)
+score_heads.register(app)
 
 
 def _settings(**given: Any) -> Settings:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,7 +67,7 @@ def score_heads(engine: Engine, cases: Iterable[HeadCase], *, progress: Callable
         )
     whole = sums.sum(0)
     facts = {
-        "model": loaded.name,
+        "model": Path(loaded.name).name,
         "cases": used,
         "tokens": int(counts.sum()),
         "best_hit_rate": round(float(hits.max() / counts.sum()), 4),
