@@ -166,7 +166,7 @@ def test_an_answer_is_shown_with_the_service_s_own_numbers(described):
     page, told = described, described.report()
     assert "".join(token["text"] for token in page.tokens()) == told["text"] == "".join(token["token"] for token in told["tokens"])
     said = told["introspection"]
-    assert page.one("#gauge").text.startswith(f"{round_half(100 * said['confidence'])} %")
+    assert page.one("#gauge text").text == f"{round_half(100 * said['confidence'])} %"
     assert str(round_half(100 * said["confidence"])) in page.one("#gauge-says").text
     assert said["strategy"]["label"] in page.one("#facts").text
     assert said["probe_set"] in page.one("#facts").text

@@ -22,6 +22,9 @@ function meaning(said) {
   if (said.confidence === undefined) {
     return "No probe set fits this model, so there is no calibrated confidence; the scores beside it are not probabilities.";
   }
+  if (said.note && !said.mismatch) {
+    return `The prompt is unlike those of the calibration, so the answer is held to be right with no more than ${percent(said.confidence)}.`;
+  }
   const words = `Of a hundred answers with this confidence, about ${Math.round(100 * said.confidence)} are right`;
   return said.mismatch ? `${words}, were the probe set made for this. It is not: ${said.mismatch}` : `${words}, among prompts like those of the calibration.`;
 }
@@ -35,7 +38,7 @@ export function showFacts(report) {
   if (said.in_domain !== undefined) facts.push(["Like the calibration", percent(said.in_domain)]);
   facts.push(["KV budget", `${budget.policy}, ${budget.effective.toFixed(0)} of ${budget.prompt_tokens} entries a head`]);
   facts.push(["Probe set", said.calibrated ? said.probe_set : "none that fits"]);
-  facts.push(["Time", `${report.seconds.toFixed(2)} s, ${report.tokens.length} tokens`]);
+  facts.push(["Time", `${report.seconds.toFixed(2)} s, ${report.tokens.length} token${report.tokens.length === 1 ? "" : "s"}`]);
   if (said.scores && said.confidence === undefined) {
     for (const [name, value] of Object.entries(said.scores)) facts.push([name.replaceAll("_", " "), value.toFixed(3)]);
   }

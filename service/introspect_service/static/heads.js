@@ -118,7 +118,7 @@ export function showOverlay(report, grid, chosen) {
   const opacity = Number(byId("opacity").value);
   weights.forEach((weight, place) => {
     const at = [(place % grid.columns) * width, Math.floor(place / grid.columns) * height, width, height];
-    context.fillStyle = `rgba(6, 18, 28, ${0.55 * opacity * (1 - weight / most)})`;
+    context.fillStyle = `rgba(6, 18, 28, ${0.4 * opacity * (1 - weight / most)})`;
     context.fillRect(...at);
     if (weight / most > 0.04) {
       context.strokeStyle = `rgba(255, 138, 0, ${opacity * Math.sqrt(weight / most)})`;

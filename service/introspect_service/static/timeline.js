@@ -26,6 +26,7 @@ export function showTimeline(tokens, selected, choose) {
       svg("text", { x: 0, y: y(value) + 4 }, String(value)),
     ]),
     svg("polyline", { class: "confidence", points: points.map(([place, value]) => `${x(place)},${y(value)}`).join(" ") }),
+    points.length === 1 ? svg("circle", { class: "alone", cx: x(points[0][0]), cy: y(points[0][1]), r: 4 }) : null,
     ...risks.map(([place, value]) => svg("circle", { class: "risk", cx: x(place), cy: y(value), r: 4.5 })),
     ...tokens.map((token, place) => band(token, place, left + place * step, step, choose)),
   );
