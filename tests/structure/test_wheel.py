@@ -37,12 +37,13 @@ def test_wheel_holds_exactly_the_four_packages(wheel, packages):
 
 def test_wheel_misses_no_file_of_the_packages(wheel, packages, files):
     # Weights, tokenizer and probes are data: a pattern in .gitignore or in the build would drop them in silence.
-    expected = {
-        path.relative_to(folder).as_posix()
-        for package, folder in packages.items()
-        for path in files
-        if path.is_relative_to(folder / package)
-    }
+    expected = set()
+    for package, folder in packages.items():
+        expected |= {path.relative_to(folder).as_posix() for path in files if path.is_relative_to(folder / package)}
+        for link in (folder / package).rglob("*"):  # a linked folder (the page's samples) comes with what lies in it
+            if link.is_symlink() and link.is_dir():
+                inside = [path.relative_to(link.resolve()) for path in files if path.is_relative_to(link.resolve())]
+                expected |= {(link.relative_to(folder) / path).as_posix() for path in inside}
     packed = {path for path in wheel.namelist() if ".dist-info/" not in path}
     assert packed == expected
 
