@@ -134,6 +134,9 @@ def _sequence(loaded: LoadedModel, prompt: EncodedPrompt, row: int, record: Pref
         keys=[record.k[layer][row] for layer in layers],
         question_start=_question_start(prompt.segments[:-1]),
         head_scores=kv_head_scores(loaded) if policy.needs_head_scores and not complete else None,
+        values=[record.v[layer][row] for layer in layers],
+        segments=prompt.segments[:-1],
+        grids=prompt.image_grids,
     )
     selection = get_policy("full").select(prefilled, tokens) if complete else policy.select(prefilled, keep - 1)
     segments = prompt.segments

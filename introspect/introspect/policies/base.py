@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -30,6 +30,9 @@ class Prefilled:
         keys: per layer `[kv_heads, tokens, head_dim]`, after rotary positions.
         question_start: index of the first token of the question; `tokens` where no prefilled token is the question's.
         head_scores: `float64 [layers, kv_heads]`, how much each KV head sees; `None` where nobody measured it.
+        values: per layer `[kv_heads, tokens, head_dim]`.
+        segments: `uint8 [tokens]`, where each entry came from (`introspect_kernels.Segment`); empty where nobody knows.
+        grids: rows and columns of each picture's tokens, in order; empty where they form no single grid.
     """
 
     tokens: int
@@ -41,6 +44,9 @@ class Prefilled:
     keys: Sequence[torch.Tensor] = ()
     question_start: int = 0
     head_scores: NDArray[np.float64] | None = None
+    values: Sequence[torch.Tensor] = ()
+    segments: NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, dtype=np.uint8))
+    grids: tuple[tuple[int, int], ...] = ()
 
     def protected(self) -> torch.Tensor:
         """`bool [tokens]`: position 0 and the window, which every head keeps.
