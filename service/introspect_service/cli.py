@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from introspect_service import chain, score_heads
+from introspect_service import bench, chain, score_heads
 
 if TYPE_CHECKING:
     from introspect_service.settings import Settings
@@ -145,6 +145,7 @@ def watch(
         _fail(f"{problem} (is the service running? the address of its stream is --redis)")
 
 
+bench.register(app)
 chain.register(app)
 score_heads.register(app)
 
