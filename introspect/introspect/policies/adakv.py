@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar
 
 import numpy as np
@@ -24,11 +25,11 @@ class AdaKV(Policy):
 
     name: ClassVar[str] = "adakv"
 
-    def select(self, prefilled: Prefilled, keep: int) -> Selection:
+    def layers(self, prefilled: Prefilled, keep: int) -> Iterator[list[torch.Tensor]]:
         """`keep` entries per KV head in the mean over each layer, exactly."""
         protected = prefilled.protected()
         floor = _floor(int(protected.sum()), keep)
-        return [_pick(pooled(scores).cpu(), protected, keep, floor) for scores in prefilled.scores]
+        return (_pick(pooled(scores).cpu(), protected, keep, floor) for scores in prefilled.scores)
 
 
 def _floor(protected: int, keep: int) -> int:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from abc import ABC
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -62,6 +62,10 @@ class Prefilled:
 class Policy(ABC):
     """Turns a budget into kept entries.
 
+    A policy gives either `layers` or `select`. With `layers` the runtime drops a layer's other entries before it computes
+    the next layer, so that the whole cache never exists; with `select`, which may look at all layers before it
+    chooses for any, all of them are held until the prompt is read.
+
     Attributes:
         name: what a budget calls it.
         needs_budget: whether it can be used only with a budget.
@@ -72,12 +76,25 @@ class Policy(ABC):
     needs_budget: ClassVar[bool] = True
     needs_head_scores: ClassVar[bool] = False
 
-    @abstractmethod
+    def layers(self, prefilled: Prefilled, keep: int) -> Iterator[list[torch.Tensor]]:
+        """What `select` chooses, one layer after another.
+
+        While the layers are computed, `scores`, `keys` and `values` hold the layers up to the one asked for, and of `keys`
+        and `values` only that layer's are still there.
+        """
+        yield from self.select(prefilled, keep)
+
+    @classmethod
+    def is_layerwise(cls) -> bool:
+        """Whether it chooses for each layer without a look at later ones."""
+        return cls.select is Policy.select
+
     def select(self, prefilled: Prefilled, keep: int) -> Selection:
         """Choose `keep` entries per KV head on average, of `prefilled.tokens` (`1 <= keep <= tokens`).
 
         The mean is exact: `keep * num_layers * num_kv_heads` entries in all (the `-paper` policies aside, which say so).
         """
+        return list(self.layers(prefilled, keep))
 
 
 def with_protected(order: torch.Tensor, protected: torch.Tensor, keep: int) -> torch.Tensor:

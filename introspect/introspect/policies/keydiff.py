@@ -10,12 +10,13 @@ only the keys that are there anyway, in time linear in the prompt.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
 from torch.nn import functional
 
-from introspect.policies.base import Policy, Prefilled, Selection, with_protected
+from introspect.policies.base import Policy, Prefilled, with_protected
 from introspect.policies.window_scores import ranked
 
 
@@ -24,13 +25,13 @@ class KeyDiff(Policy):
 
     name: ClassVar[str] = "keydiff"
 
-    def select(self, prefilled: Prefilled, keep: int) -> Selection:
+    def layers(self, prefilled: Prefilled, keep: int) -> Iterator[list[torch.Tensor]]:
         """Exactly `keep` entries for every head."""
         before = prefilled.question_start
         protected = prefilled.protected()
         protected[before:] = True
         orders = (ranked(unusualness(keys[:, :before])) for keys in prefilled.keys)
-        return [[with_protected(order, protected, keep) for order in layer] for layer in orders]
+        return ([with_protected(order, protected, keep) for order in layer] for layer in orders)
 
 
 def unusualness(keys: torch.Tensor) -> torch.Tensor:

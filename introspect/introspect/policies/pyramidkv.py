@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar
 
 import numpy as np
+import torch
 
 from introspect.policies.allocation import allocate
-from introspect.policies.base import Policy, Prefilled, Selection
-from introspect.policies.window_scores import keep_best
+from introspect.policies.base import Policy, Prefilled
+from introspect.policies.window_scores import best_by_layer
 
 BETA = 20
 """The top layer's share beside the window is 1/20 of the mean, the bottom layer's the rest of twice the mean."""
@@ -22,10 +24,10 @@ class PyramidKV(Policy):
 
     name: ClassVar[str] = "pyramidkv"
 
-    def select(self, prefilled: Prefilled, keep: int) -> Selection:
+    def layers(self, prefilled: Prefilled, keep: int) -> Iterator[list[torch.Tensor]]:
         """`keep` entries per KV head in the mean over all heads, exactly."""
         layers, heads = prefilled.num_layers, prefilled.num_kv_heads
         line = np.linspace(2 - 1 / BETA, 1 / BETA, layers) if layers > 1 else np.ones(1)
         least = min(keep, int(prefilled.protected().sum()))
         weights = np.repeat(line[:, None], heads, axis=1)
-        return keep_best(prefilled, allocate(weights, keep * layers * heads, low=least, high=prefilled.tokens))
+        return best_by_layer(prefilled, allocate(weights, keep * layers * heads, low=least, high=prefilled.tokens))

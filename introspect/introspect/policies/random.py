@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
 
-from introspect.policies.base import Policy, Prefilled, Selection, with_protected
+from introspect.policies.base import Policy, Prefilled, with_protected
 
 
 class Random(Policy):
@@ -14,11 +15,11 @@ class Random(Policy):
 
     name: ClassVar[str] = "random"
 
-    def select(self, prefilled: Prefilled, keep: int) -> Selection:
+    def layers(self, prefilled: Prefilled, keep: int) -> Iterator[list[torch.Tensor]]:
         """Exactly `keep` entries for every head."""
         generator = torch.Generator().manual_seed(prefilled.seed)
         protected = prefilled.protected()
-        return [
+        return (
             [with_protected(torch.randperm(prefilled.tokens, generator=generator), protected, keep) for _ in range(prefilled.num_kv_heads)]
             for _ in range(prefilled.num_layers)
-        ]
+        )

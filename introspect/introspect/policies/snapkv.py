@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar
 
 import numpy as np
+import torch
 
-from introspect.policies.base import Policy, Prefilled, Selection
-from introspect.policies.window_scores import keep_best
+from introspect.policies.base import Policy, Prefilled
+from introspect.policies.window_scores import best_by_layer
 
 
 class SnapKV(Policy):
@@ -20,6 +22,6 @@ class SnapKV(Policy):
 
     name: ClassVar[str] = "snapkv"
 
-    def select(self, prefilled: Prefilled, keep: int) -> Selection:
+    def layers(self, prefilled: Prefilled, keep: int) -> Iterator[list[torch.Tensor]]:
         """Exactly `keep` entries for every head."""
-        return keep_best(prefilled, np.full((prefilled.num_layers, prefilled.num_kv_heads), keep, dtype=np.int64))
+        return best_by_layer(prefilled, np.full((prefilled.num_layers, prefilled.num_kv_heads), keep, dtype=np.int64))

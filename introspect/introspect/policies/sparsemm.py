@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from introspect.errors import RequestError
 from introspect.policies.allocation import allocate
 from introspect.policies.base import Policy, Prefilled, Selection
-from introspect.policies.window_scores import keep_best, pooled, ranked
+from introspect.policies.window_scores import best_by_layer, pooled, ranked
 
 RHO = 0.1
 """Share of the budget beside the window that is given to all heads alike (the paper's)."""
@@ -27,12 +28,12 @@ class SparseMM(Policy):
     name: ClassVar[str] = "sparsemm"
     needs_head_scores: ClassVar[bool] = True
 
-    def select(self, prefilled: Prefilled, keep: int) -> Selection:
+    def layers(self, prefilled: Prefilled, keep: int) -> Iterator[list[torch.Tensor]]:
         """`keep` entries per KV head in the mean over all heads, exactly."""
         scores = head_scores_of(prefilled, self.name)
         least = min(keep, int(prefilled.protected().sum()))
         low = least + int(RHO * (keep - least))
-        return keep_best(prefilled, allocate(scores, keep * scores.size, low=low, high=prefilled.tokens))
+        return best_by_layer(prefilled, allocate(scores, keep * scores.size, low=low, high=prefilled.tokens))
 
 
 class SparseMMPaper(Policy):

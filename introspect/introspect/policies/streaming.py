@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
 
-from introspect.policies.base import Policy, Prefilled, Selection, with_protected
+from introspect.policies.base import Policy, Prefilled, with_protected
 
 SINKS = 4
 """Attention sinks kept at the front, the paper's number."""
@@ -17,9 +18,9 @@ class Streaming(Policy):
 
     name: ClassVar[str] = "streaming"
 
-    def select(self, prefilled: Prefilled, keep: int) -> Selection:
+    def layers(self, prefilled: Prefilled, keep: int) -> Iterator[list[torch.Tensor]]:
         """Exactly `keep` entries for every head."""
         sinks = torch.arange(min(SINKS, prefilled.tokens))
         recent = torch.arange(prefilled.tokens - 1, len(sinks) - 1, -1)
         kept = with_protected(torch.cat([sinks, recent]), prefilled.protected(), keep)
-        return [[kept] * prefilled.num_kv_heads for _ in range(prefilled.num_layers)]
+        return ([kept] * prefilled.num_kv_heads for _ in range(prefilled.num_layers))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
@@ -27,6 +28,11 @@ def ranked(scores: torch.Tensor) -> torch.Tensor:
 
 
 def keep_best(prefilled: Prefilled, capacities: NDArray[np.int64]) -> Selection:
+    """What `best_by_layer` gives, all layers at once."""
+    return list(best_by_layer(prefilled, capacities))
+
+
+def best_by_layer(prefilled: Prefilled, capacities: NDArray[np.int64]) -> Iterator[list[torch.Tensor]]:
     """For each head its capacity's worth of entries: position 0 and the window, then the best pooled window scores.
 
     Args:
@@ -34,7 +40,7 @@ def keep_best(prefilled: Prefilled, capacities: NDArray[np.int64]) -> Selection:
         capacities: `int64 [layers, kv_heads]`, entries for each head.
     """
     protected = prefilled.protected()
-    return [
+    return (
         [with_protected(order, protected, int(capacity)) for order, capacity in zip(ranked(pooled(scores)), row, strict=True)]
         for scores, row in zip(prefilled.scores, capacities, strict=True)
-    ]
+    )
