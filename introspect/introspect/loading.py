@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -13,6 +14,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from introspect import attention
 from introspect.errors import ModelLoadError
+from introspect.inspection import image_token_of, language_model_of, layer_windows, refuse_unsupported
 
 EMBEDDED = "embedded"
 HEADS_FILE = "visual_heads.json"
@@ -38,6 +40,12 @@ class LoadedModel:
         max_context: longest sequence, in tokens.
         eos_ids: tokens that end an answer.
         heads_path: the file of its visual-head scores, where there is one.
+        windows: per layer `None` where a query attends to everything before it, or how many entries it
+            attends to, itself included. A layer with a window is left alone: it keeps its window whatever
+            the budget, no policy sees it, and its statistics are over the window.
+        kinds_input: the name of the model input that marks image tokens with 1, for models whose
+            attention mask depends on it (image tokens that attend to each other); `None` for the others.
+            Such a prompt must be prefilled in one piece, or in pieces that split no picture.
     """
 
     name: str
@@ -52,6 +60,23 @@ class LoadedModel:
     max_context: int
     eos_ids: frozenset[int]
     heads_path: Path | None = None
+    windows: tuple[int | None, ...] = ()
+    kinds_input: str | None = None
+
+    def __post_init__(self) -> None:
+        """No windows given means none."""
+        if not self.windows:
+            object.__setattr__(self, "windows", (None,) * self.num_layers)
+
+    @property
+    def budgeted(self) -> tuple[int, ...]:
+        """The layers that a budget is about: those of full attention."""
+        return tuple(layer for layer, window in enumerate(self.windows) if window is None)
+
+    @property
+    def language_model(self) -> torch.nn.Module:
+        """The language model without its head; it takes `inputs_embeds`."""
+        return language_model_of(self.model)
 
     @property
     def device(self) -> torch.device:
@@ -91,7 +116,7 @@ def load_model(
     compute = dtype or (torch.float32 if device == "cpu" else "auto")
     try:
         config = AutoConfig.from_pretrained(folder)
-        _refuse_unsupported(config)
+        refuse_unsupported(config)
         model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=compute, use_safetensors=True)
         model = model.to(device).eval()
         processor = AutoProcessor.from_pretrained(folder)
@@ -113,9 +138,15 @@ def prepare(name: str, model: Any, processor: Any, fingerprint: str) -> LoadedMo
         ModelLoadError: its attention cannot be measured.
     """
     attention.install()
-    _refuse_unsupported(model.config)
+    refuse_unsupported(model.config)
     model.set_attn_implementation({"text_config": attention.NAME})
-    text = model.config.get_text_config()
+    text = model.config.get_text_config(decoder=True)
+    sizes = {
+        "num_layers": text.num_hidden_layers,
+        "num_heads": text.num_attention_heads,
+        "num_kv_heads": getattr(text, "num_key_value_heads", None) or text.num_attention_heads,
+        "max_context": int(text.max_position_embeddings),
+    }
     tokenizer = getattr(processor, "tokenizer", processor)
     ends = model.generation_config.eos_token_id if model.generation_config is not None else None
     ends = ends if ends is not None else getattr(tokenizer, "eos_token_id", None)
@@ -126,25 +157,12 @@ def prepare(name: str, model: Any, processor: Any, fingerprint: str) -> LoadedMo
         processor=processor,
         tokenizer=tokenizer,
         fingerprint=fingerprint,
-        image_token_id=int(image_token_of(model.config)),
-        num_layers=text.num_hidden_layers,
-        num_heads=text.num_attention_heads,
-        num_kv_heads=getattr(text, "num_key_value_heads", None) or text.num_attention_heads,
-        max_context=int(text.max_position_embeddings),
+        image_token_id=image_token_of(model.config),
         eos_ids=eos_ids,
+        windows=layer_windows(model, **sizes),
+        kinds_input="token_type_ids" if "token_type_ids" in inspect.signature(model.model.forward).parameters else None,
+        **sizes,
     )
-
-
-def image_token_of(config: Any) -> int:
-    """The id of the image placeholder.
-
-    Raises:
-        ModelLoadError: the configuration names none.
-    """
-    for name in ("image_token_id", "image_token_index"):
-        if getattr(config, name, None) is not None:
-            return int(getattr(config, name))
-    raise ModelLoadError(f"{config.model_type}: the configuration names no image token")
 
 
 def fingerprint_of(folder: Path) -> str:
@@ -174,14 +192,3 @@ def _folder_of(name_or_path: str) -> Path:
         return Path(snapshot_download(name_or_path, allow_patterns=list(_FILES)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as problem:
         raise ModelLoadError(f"{name_or_path!r} is neither a folder here nor a model that the hub gave: {problem}") from problem
-
-
-def _refuse_unsupported(config: Any) -> None:
-    text = config.get_text_config()
-    kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"}:
-        raise ModelLoadError(f"{config.model_type}: only layers of full attention can be measured so far, this model has {sorted(kinds)}")
-    if getattr(text, "sliding_window", None) and getattr(text, "use_sliding_window", True):
-        raise ModelLoadError(f"{config.model_type}: sliding-window attention cannot be measured so far")
-    if hasattr(text, "cross_attention_layers"):
-        raise ModelLoadError(f"{config.model_type}: images in cross-attention layers cannot be measured")
