@@ -2,7 +2,7 @@
 
 Publishing appends to a bounded queue in memory. One task writes it out in
 pipelined batches and tries again when the server is away. Where the queue is
-full the oldest *step* event is dropped; started, completed and failed events are
+full the oldest *step* event is dropped; alerts, completions and all others are
 kept and delivered after recovery. All of it is counted.
 
 Only commands of Redis 6.2 and Valkey are used.

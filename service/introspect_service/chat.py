@@ -62,6 +62,8 @@ async def _begin(chat: ChatRequest, completion_id: str, service: Service) -> Run
             completion_id,
             service.backend.model.name,
             service.backend.feature_schema,
+            alert_risk=service.settings.alert_risk,
+            probe_set=service.backend.scorer.name,
         )
         others = (service.records.listener(completion_id, publisher), measure)
         return Run(publisher, lambda listener: service.runner.submit(request, listener), others)

@@ -48,6 +48,10 @@ def serve(
         str | None, typer.Option("--redis", help="Where signals are published: embedded, off or redis://...", show_default="embedded")
     ] = None,
     redis_port: Annotated[int | None, typer.Option("--redis-port", help="Port of the embedded Valkey.", show_default="6399")] = None,
+    alert_risk: Annotated[
+        float | None,
+        typer.Option("--alert-risk", help="Publish an alert for a hallucination risk over it; 1 for none.", show_default="0.5"),
+    ] = None,
     host: Annotated[str | None, typer.Option("--host", help="Address to listen on.", show_default="127.0.0.1")] = None,
     port: Annotated[int | None, typer.Option("--port", help="Port to listen on.", show_default="8000")] = None,
     log_level: Annotated[str, typer.Option("--log-level", help="Of the web server.")] = "warning",
@@ -55,7 +59,7 @@ def serve(
     """Serve chat completions with signals; every option is also a variable INTROSPECT_..."""
     settings = _settings(
         model=model, probes=probes, allow_mismatch=allow_mismatch, policy=policy, kv_budget=kv_budget, heads=heads, device=device,
-        redis=redis, redis_port=redis_port, host=host, port=port,
+        redis=redis, redis_port=redis_port, alert_risk=alert_risk, host=host, port=port,
     )  # fmt: skip
     from introspect_service.embedded_valkey import EmbeddedValkey
     from introspect_service.errors import ServiceError

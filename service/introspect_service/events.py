@@ -64,6 +64,34 @@ class StepData(EventData):
     tokens: tuple[StreamedToken, ...]
 
 
+class AlertData(EventData):
+    """A risk is over the threshold that the operator set.
+
+    Attributes:
+        level: `token`: a token whose final risk is over it, told of in a step before this one; `answer`: the finished answer.
+        hallucination_risk: the risk.
+        threshold: what it is over.
+        start: where the text in question begins, in characters of the answer's text.
+        end: where it ends.
+        text: the text itself.
+        index: the token's index; on tokens only.
+        kind: whether the token decides a claim, or claims cannot be told; on tokens only.
+        probe_set: who says so; absent where no probe set does.
+    """
+
+    TYPE: ClassVar[str] = "introspect.alert.v1"
+
+    level: Literal["token", "answer"]
+    hallucination_risk: float
+    threshold: float
+    start: int
+    end: int
+    text: str
+    index: int | None = None
+    kind: Literal["claim", "token"] | None = None
+    probe_set: str | None = None
+
+
 class CompletedData(EventData):
     """The answer is complete; `seconds` from the start of its prefill to its last token."""
 
@@ -109,7 +137,9 @@ class FeedbackData(EventData):
     spans: tuple[SpanLabel, ...] = ()
 
 
-DATA_MODELS: dict[str, type[EventData]] = {model.TYPE: model for model in (StartedData, StepData, CompletedData, FailedData, FeedbackData)}
+EVENT_DATA = (StartedData, StepData, AlertData, CompletedData, FailedData, FeedbackData)
+
+DATA_MODELS: dict[str, type[EventData]] = {model.TYPE: model for model in EVENT_DATA}
 
 
 class SignalEvent(BaseModel):
@@ -118,7 +148,7 @@ class SignalEvent(BaseModel):
     Attributes:
         id: `<completion id>/<sequence>`.
         source: the server that published it, `/introspect/<replica>`.
-        type: `introspect.{started,step,completed,failed,feedback}.v1`.
+        type: `introspect.{started,step,alert,completed,failed,feedback}.v1`.
         subject: the completion id.
         time: RFC 3339, UTC.
         sequence: counts the events of one completion from 0; a gap means that steps were dropped.

@@ -41,6 +41,7 @@ class Settings(BaseSettings):
         redis_port: loopback port of the embedded Valkey.
         stream_max_length: entries that the stream keeps, about.
         event_queue: step events that may wait for the stream before the oldest is dropped.
+        alert_risk: an `alert` event is published for every hallucination risk over it; 1 for none.
         replica: name of this server in the `source` of its events; the host's name by default.
         max_body_bytes: largest request body.
         max_image_bytes: largest encoded picture.
@@ -74,6 +75,7 @@ class Settings(BaseSettings):
     redis_port: Annotated[int, Field(ge=1, le=65_535)] = EMBEDDED_REDIS_PORT
     stream_max_length: Count = 10_000
     event_queue: Count = 4_096
+    alert_risk: Annotated[float, Field(gt=0, le=1)] = 0.5
     replica: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")] = Field(default_factory=lambda: socket.gethostname()[:64] or "local")
     max_body_bytes: Count = 12_000_000
     max_image_bytes: Count = 8_000_000

@@ -64,7 +64,7 @@ export class Live {
     const button = el("button", { type: "button", title: "Show this answer above" });
     button.addEventListener("click", () => this.open(entry.subject));
     cells.text.append(button);
-    const row = { element: el("tr", {}, ...names.map((name) => cells[name])), cells, button, text: "", tokens: 0, count: 0, timer: 0 };
+    const row = { element: el("tr", {}, ...names.map((name) => cells[name])), cells, button, text: "", state: "", alerts: [], tokens: 0, count: 0, timer: 0 };
     this.rows.set(key, row);
     byId("requests").prepend(row.element);
     if (this.rows.size > MOST_ROWS) {
@@ -77,9 +77,9 @@ export class Live {
 
   tell(row, kind, data) {
     const { cells, button } = row;
-    if (kind === "started") cells.state.textContent = "started";
+    if (kind === "started") row.state = "started";
     if (kind === "step") {
-      cells.state.textContent = "writing";
+      row.state = "writing";
       for (const token of data.tokens) row.text += token.text;
       row.tokens += data.tokens.length;
       const last = data.tokens.at(-1).introspection;
@@ -87,18 +87,25 @@ export class Live {
     }
     if (kind === "completed") {
       const said = data.introspection;
-      cells.state.textContent = "completed";
+      row.state = said.note ? "completed, outside what the model knows" : "completed";
       row.text = data.text;
       row.tokens = data.completion_tokens;
       cells.confidence.textContent = said.confidence === undefined ? "–" : percent(said.confidence);
       cells.risk.textContent = said.hallucination_risk === undefined ? "–" : percent(said.hallucination_risk);
       cells.strategy.textContent = said.strategy?.label ?? "–";
-      if (said.note) cells.state.textContent += ", outside what the model knows";
     }
-    if (kind === "failed") cells.state.textContent = `failed: ${data.reason}`;
-    if (kind === "feedback") cells.state.textContent = `said to be ${data.label}`;
-    if (kind === "alert") cells.state.textContent = "alert";
+    if (kind === "failed") row.state = `failed: ${data.reason}`;
+    if (kind === "feedback") row.state = `said to be ${data.label}`;
+    if (kind === "alert") this.alert(row, data);
+    cells.state.textContent = row.alerts.length ? `${row.state}; alerts: ${row.alerts.length}` : row.state;
     button.textContent = row.text.length > 160 ? `${row.text.slice(0, 160)}…` : row.text;
     cells.tokens.textContent = row.tokens || "";
+  }
+
+  alert(row, data) {
+    const what = data.level === "answer" ? "the whole answer" : `“${data.text.trim()}”`;
+    row.alerts.push(`${what}: risk ${percent(data.hallucination_risk)}, over ${percent(data.threshold)}`);
+    row.cells.state.title = row.alerts.join("\n");
+    row.element.classList.add("alerted");
   }
 }
