@@ -7,6 +7,8 @@ the last place.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -14,19 +16,31 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from introspect_kernels import NUM_SEGMENTS, Arena, HeadStats, KernelInputError, Segment, UnknownImplementationError, decode_attention
+from introspect_kernels.decode.cpu_layout import plan
 
 INDICES = ("argmax_position", "image_argmax_position", "retained")
 FLOOR = 4e-6
 
 
-def ragged_arena(lengths: list[list[int]], head_dim: int, seed: int, *, scale: float = 1.0, slack: int = 3) -> Arena:
-    """An arena with the given lengths, random entries, ascending positions and segments in runs."""
+def ragged_arena(
+    lengths: list[list[int]],
+    head_dim: int,
+    seed: int,
+    *,
+    scale: float = 1.0,
+    slack: int = 3,
+    dtype: torch.dtype = torch.float32,
+    alternating: bool = False,
+) -> Arena:
+    """An arena with the given lengths, random entries, ascending positions and segments in runs; unused slots are NaN."""
     rng = np.random.default_rng(seed)
-    arena = Arena.empty(torch.tensor(lengths) + slack, head_dim, torch.float32)
+    arena = Arena.empty(torch.tensor(lengths) + slack, head_dim, dtype)
+    arena.k.fill_(torch.nan)
+    arena.v.fill_(torch.nan)
     for row, heads in enumerate(lengths):
         for head, count in enumerate(heads):
             position = np.sort(rng.choice(4 * count + 8, size=count, replace=False))
-            segment = np.sort(rng.integers(0, NUM_SEGMENTS, count))
+            segment = np.arange(count) % NUM_SEGMENTS if alternating else np.sort(rng.integers(0, NUM_SEGMENTS, count))
             k, v = rng.standard_normal((2, count, head_dim)).astype(np.float32)
             arena.fill(row, head, torch.from_numpy(k * scale), torch.from_numpy(v), torch.from_numpy(position), torch.from_numpy(segment))
     return arena
@@ -35,7 +49,7 @@ def ragged_arena(lengths: list[list[int]], head_dim: int, seed: int, *, scale: f
 def query(arena: Arena, num_heads: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """A query whose position is one past the largest in its sequence's first run."""
     generator = torch.Generator().manual_seed(seed)
-    q = torch.randn(arena.start.shape[0], num_heads, arena.k.shape[1], generator=generator)
+    q = torch.randn(arena.start.shape[0], num_heads, arena.k.shape[1], generator=generator).to(arena.k.dtype)
     last = [max(int(arena.position[s : s + n].max()) if n else 0 for s, n in zip(a, b, strict=True)) for a, b in rows(arena)]
     return q, torch.tensor(last)
 
@@ -45,21 +59,27 @@ def rows(arena: Arena) -> list[tuple[list[int], list[int]]]:
     return list(zip(arena.start.tolist(), arena.length.tolist(), strict=True))
 
 
-def in_double(arena: Arena) -> Arena:
-    """The same arena in fp64."""
-    return Arena(arena.k.double(), arena.v.double(), arena.position, arena.segment, arena.start, arena.length, arena.capacity)
+def in_dtype(arena: Arena, dtype: torch.dtype) -> Arena:
+    """The same arena in another dtype."""
+    return replace(arena, k=arena.k.to(dtype), v=arena.v.to(dtype))
 
 
 def assert_close(arena: Arena, q: torch.Tensor, position: torch.Tensor) -> HeadStats:
     """Compare with fp64 under the derived budget; returns the statistics."""
     scale = q.shape[-1] ** -0.5
-    exact_out, exact = decode_attention(q.double(), in_double(arena), position, scale, impl="reference")
-    low_out, low = decode_attention(q, arena, position, scale, impl="reference")
+    exact_out, exact = decode_attention(q.double(), in_dtype(arena, torch.float64), position, scale, impl="reference")
+    low_out = decode_attention(q, arena, position, scale, impl="reference")[0]
+    low = decode_attention(q.float(), in_dtype(arena, torch.float32), position, scale, impl="reference")[1]
     out, stats = decode_attention(q, arena, position, scale)
+    alone, none = decode_attention(q, arena, position, scale, stats=False)
+    assert none is None
     assert stats is not None
     assert exact is not None
     assert low is not None
-    assert (out - exact_out).abs().max() <= 2 * (low_out - exact_out).abs().max() + FLOOR
+    budget = 2 * (low_out - exact_out).abs().max() + FLOOR
+    assert out.dtype == alone.dtype == q.dtype
+    assert (out - exact_out).abs().max() <= budget
+    assert (alone - exact_out).abs().max() <= budget
     for name in HeadStats._fields:
         ours, theirs, rough = (getattr(s, name).double() for s in (stats, exact, low))
         assert torch.equal(ours.isnan(), theirs.isnan()), name
@@ -133,29 +153,117 @@ def test_an_evicted_previous_entry_is_absent_not_zero() -> None:
     assert stats.self_mass.item() > 0
 
 
-def test_output_and_statistics_do_not_depend_on_neighbours() -> None:
-    arena = ragged_arena([[12, 5], [90, 2], [12, 30]], 32, seed=8)
-    q, position = query(arena, 6, seed=9)
-    together_out, together = decode_attention(q, arena, position, 0.2)
-    assert together is not None
-    for row in range(3):
-        alone_out, alone = decode_attention(q[row : row + 1], arena.select(torch.tensor([row])), position[row : row + 1], 0.2)
-        assert alone is not None
-        torch.testing.assert_close(alone_out[0], together_out[row], rtol=0, atol=1e-6)
-        for name in HeadStats._fields:
-            torch.testing.assert_close(getattr(alone, name)[0], getattr(together, name)[row], rtol=1e-5, atol=1e-6, equal_nan=True)
+# Each is another way through the CPU path: what is gathered and padded, what lies where it is, and what goes together.
+# A run is long from 65,536 numbers in its keys on: 1,024 entries of 64, 256 of 256.
+BRANCHES = {
+    "short-in-two-lengths": ([[12, 5], [90, 0], [12, 30]], 3, 32),
+    "long-of-one-shape": ([[1100, 1100], [1100, 1100], [1100, 1100]], 7, 64),
+    "long-of-several-shapes": ([[1024, 1500], [2049, 1024]], 2, 64),
+    "one-long-run-alone": ([[1300]], 5, 64),
+    "long-and-short-and-empty": ([[2000, 20], [0, 1100], [3, 18]], 2, 64),
+    "wide-heads": ([[260, 270], [255, 256]], 1, 256),
+    "more-scores-than-go-together": ([[8200], [8200]], 16, 16),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("name", BRANCHES)
+def test_every_way_through_the_cpu_path(name: str, dtype: torch.dtype) -> None:
+    lengths, group, head_dim = BRANCHES[name]
+    arena = ragged_arena(lengths, head_dim, seed=11, dtype=dtype)
+    assert_close(arena, *query(arena, group * len(lengths[0]), seed=12))
+
+
+@pytest.mark.parametrize("alternating", [False, True], ids=["few-pieces", "a-piece-for-each-entry"])
+def test_long_runs_however_their_segments_lie(alternating: bool) -> None:
+    arena = ragged_arena([[1025, 40]], 64, seed=13, alternating=alternating)
+    pieces = [group.pieces for group in plan(arena, 2)]
+    assert pieces.count(None) == (2 if alternating else 1)
+    assert_close(arena, *query(arena, 4, seed=14))
+
+
+def test_an_image_in_two_parts_and_none_at_all() -> None:
+    arena = ragged_arena([[1200, 1200]], 64, seed=15, slack=0)
+    arena.segment[:] = int(Segment.QUESTION)
+    arena.segment[100:400] = arena.segment[700:1000] = int(Segment.IMAGE)
+    stats = assert_close(arena, *query(arena, 4, seed=16))
+    assert not stats.image_entropy[0, :2].isnan().any()
+    assert stats.image_entropy[0, 2:].isnan().all()
+
+
+@pytest.mark.parametrize("factor", [0.0, 30.0, 1000.0], ids=["all-scores-equal", "one-dominates", "scores-in-the-thousands"])
+def test_extreme_scores_of_long_runs(factor: float) -> None:
+    arena = ragged_arena([[1030, 1100]], 64, seed=17, scale=factor)
+    assert_close(arena, *query(arena, 4, seed=18))
+
+
+@pytest.mark.parametrize("count", [20, 1100], ids=["short", "long"])
+def test_entries_masked_with_minus_infinity(count: int) -> None:
+    arena = ragged_arena([[count]], 64, seed=19)
+    arena.k[:count, 0] = 0.0
+    arena.k[3:count:2, 0] = -torch.inf
+    q, position = query(arena, 2, seed=20)
+    q[..., 0] = 1.0
+    assert_close(arena, q, position)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("name", BRANCHES)
+def test_not_a_bit_depends_on_batch_order_or_neighbours(name: str, threads: int) -> None:
+    lengths, group, head_dim = BRANCHES[name]
+    arena = ragged_arena(lengths, head_dim, seed=8)
+    q, position = query(arena, group * len(lengths[0]), seed=9)
+    orders = [[row] for row in range(len(lengths))] + [list(range(len(lengths)))[::-1]]
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for with_stats in (True, False):
+            out, stats = decode_attention(q, arena, position, 0.2, stats=with_stats)
+            for order in orders:
+                part_out, part = decode_attention(q[order], arena.select(torch.tensor(order)), position[order], 0.2, stats=with_stats)
+                assert torch.equal(part_out, out[order])
+                for field in HeadStats._fields if with_stats else ():
+                    torch.testing.assert_close(getattr(part, field), getattr(stats, field)[order], rtol=0, atol=0, equal_nan=True)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_what_was_returned_is_not_written_to_again() -> None:
+    arena, other = (ragged_arena([[1100, 30]], 64, seed=seed) for seed in (21, 22))
+    q, position = query(arena, 4, seed=23)
+    out, stats = decode_attention(q, arena, position, 0.2)
+    assert stats is not None
+    copies = [value.clone() for value in (out, *stats)]
+    with torch.inference_mode():
+        decode_attention(q, other, position, 0.2)
+    decode_attention(q, other, position, 0.2)
+    for value, copy in zip((out, *stats), copies, strict=True):
+        torch.testing.assert_close(value, copy, rtol=0, atol=0, equal_nan=True)
+
+
+def test_compiled_as_one_graph() -> None:
+    arena = ragged_arena([[1100, 30], [0, 64]], 64, seed=24)
+    q, position = query(arena, 4, seed=25)
+    compiled = torch.compile(decode_attention, fullgraph=True, backend="aot_eager")
+    for with_stats in (True, False):
+        out, stats = decode_attention(q, arena, position, 0.2, stats=with_stats)
+        other_out, other = compiled(q, arena, position, 0.2, stats=with_stats)
+        assert torch.equal(out, other_out)
+        assert (stats is None) == (other is None)
+        for ours, theirs in zip(stats or (), other or (), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
 
 
 @settings(max_examples=40)
 @given(
-    lengths=st.lists(st.lists(st.integers(1, 50), min_size=2, max_size=2), min_size=1, max_size=3),
+    lengths=st.lists(st.lists(st.integers(1, 50) | st.integers(1024, 1060), min_size=2, max_size=2), min_size=1, max_size=3),
     seed=st.integers(0, 10_000),
     scale=st.floats(0.0, 8.0),
 )
 def test_statistics_obey_their_own_laws(lengths: list[list[int]], seed: int, scale: float) -> None:
-    arena = ragged_arena(lengths, 16, seed, scale=scale)
+    arena = ragged_arena(lengths, 64, seed, scale=scale)
     q, position = query(arena, 4, seed + 1)
-    stats = decode_attention(q, arena, position, 0.25)[1]
+    stats = decode_attention(q, arena, position, 0.125)[1]
     assert stats is not None
     count = arena.length.repeat_interleave(2, dim=1).float()
     tolerance = 1e-5

@@ -22,7 +22,7 @@ def decode_attention(
     Args:
         q: `[batch, num_heads, head_dim]`; head h reads KV head `h // (num_heads / num_kv_heads)`.
         arena: the layer's entries, the query's own included. Its runs must not overlap, positions ascend
-            in each run and segments are 0 to 5.
+            in each run, none is after the query's, and segments are 0 to 5.
         position: `int [batch]`, the query's token index, for distances and the self mass.
         scale: factor on the scores before the softmax.
         stats: whether to return statistics; without them `None` takes their place.
