@@ -9,9 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from introspect_probes.claim_probe import budget_features, is_reduced
+from introspect_probes.errors import TraceError
 from introspect_probes.features import TokenFeatures, kind_features, token_features
 from introspect_probes.interventions import strategy_of
-from introspect_probes.probe_set import answer_features, budget_features, is_reduced
+from introspect_probes.probe_set import answer_features
 from introspect_probes.signals import STRATEGIES
 from introspect_probes.traces import UNKNOWN, Trace
 from introspect_probes.training_free import SCORES, words_of
@@ -82,6 +84,8 @@ class Table:
 
     answers: tuple[Answer, ...]
     claims: Claims
+    unlabelled: tuple[str, ...] = ()
+    """Ids of the answers that were left out, because nobody said whether they are right."""
 
     @property
     def groups(self) -> NDArray[np.str_]:
@@ -129,17 +133,29 @@ class Table:
 
 
 def load_table(traces: Iterable[Trace], total: int | None = None) -> Table:
-    """Read traces into a table; answers of unknown truth or without a word are left out."""
+    """Read traces into a table; answers of unknown truth or without a word are left out.
+
+    Raises:
+        TraceError: a trace holds a statistic that is not finite, or two have one id; the message names it.
+    """
     answers: list[Answer] = []
     rows: list[dict[str, object]] = []
+    unlabelled: list[str] = []
+    seen: set[str] = set()
     for trace in tqdm(traces, total=total, desc="reading traces", unit="answer", leave=False):
+        if trace.id in seen:
+            raise TraceError(f"the trace {trace.id} occurs twice; give each folder once, and cases of one id to one folder")
+        seen.add(trace.id)
+        if trace.correct == UNKNOWN:
+            unlabelled.append(trace.id)
+            continue
         tokens = _tokens(trace)
-        if trace.correct == UNKNOWN or not tokens:
+        if not tokens:
             continue
         words = words_of(trace.steps)
         answers.append(Answer(trace, tuple(tokens), {name: score(words) for name, score in SCORES.items()}))
         rows += _claim_rows(trace, tokens, len(answers) - 1)
-    return Table(tuple(answers), _stack(rows))
+    return Table(tuple(answers), _stack(rows), tuple(unlabelled))
 
 
 def _tokens(trace: Trace) -> list[TokenFeatures]:
@@ -147,6 +163,11 @@ def _tokens(trace: Trace) -> list[TokenFeatures]:
     steps = trace.steps
     spoken = [i for i, s in enumerate(steps) if s.logits is not None and not s.is_special]
     features = [token_features(steps, i, steps[i + 1] if i + 1 < len(steps) else None) for i in spoken]
+    for index, found in zip(spoken, features, strict=True):
+        if found is not None and not (np.isfinite(found.heads).all() and np.isfinite(found.logits).all()):
+            raise TraceError(
+                f"the trace {trace.id} holds a statistic that is not finite at token {index}; record it again, or leave it out"
+            )
     return [f for f in features if f is not None]
 
 
@@ -179,6 +200,11 @@ def _claim_rows(trace: Trace, tokens: Sequence[TokenFeatures], answer: int) -> l
 def _strategy_index(shifts: dict[str, float], source: str) -> int:
     label = strategy_of(shifts, source)
     return -1 if label is None else STRATEGIES.index(label)
+
+
+def empty_claims() -> Claims:
+    """A table without a claim."""
+    return _stack([])
 
 
 def _stack(rows: list[dict[str, object]]) -> Claims:

@@ -21,6 +21,8 @@ from introspect_probes.linear import BudgetedPlatt, LinearProbe, Platt, sigmoid
 Floats = NDArray[np.floating]
 STRENGTHS = (0.01, 0.03, 0.1)
 """Candidate inverse penalties (scikit-learn's C) of the l1 search."""
+SMALL, SMALL_STRENGTHS = 1000, (*STRENGTHS, 0.3, 1.0)
+"""C weighs the sum of the losses: under this many rows the search goes on to weaker penalties."""
 FOLDS = 3
 
 
@@ -31,11 +33,13 @@ def check_labels(labels: NDArray[np.int8], groups: NDArray[np.str_], what: str) 
         FitError: one class only, or too few groups to split.
     """
     if len(labels) == 0:
-        raise FitError(f"{what}: no labelled rows; record cases that have answers")
+        raise FitError(f"{what}: no labelled rows; record cases that have answers, or label the answers")
     if len(np.unique(labels)) < 2:
         raise FitError(f"{what}: all {len(labels)} labels are {labels[0]}; record harder or easier cases so that both occur")
     if len(np.unique(groups)) < 2 * FOLDS:
-        raise FitError(f"{what}: {len(np.unique(groups))} groups, at least {2 * FOLDS} are needed for grouped cross-validation")
+        raise FitError(
+            f"{what}: {len(np.unique(groups))} groups, at least {2 * FOLDS} are needed for grouped folds; record more pictures or questions"
+        )
 
 
 def fit_logistic(
@@ -44,7 +48,8 @@ def fit_logistic(
     groups: NDArray[np.str_],
     *,
     weights: Floats | None = None,
-    strengths: Sequence[float] = STRENGTHS,
+    strengths: Sequence[float] | None = None,
+    what: str = "probe",
 ) -> tuple[LinearProbe, float]:
     """l1 logistic regression on standardised features, the penalty found by grouped cross-validation of the log loss.
 
@@ -53,7 +58,8 @@ def fit_logistic(
         labels: 0 or 1, or class indices.
         groups: rows of one group stay in one fold.
         weights: of the rows, or equal.
-        strengths: candidate inverse penalties.
+        strengths: candidate inverse penalties; `STRENGTHS`, or `SMALL_STRENGTHS` for few rows, by default.
+        what: what is fitted, for messages.
 
     Returns:
         The probe, and the inverse penalty that was chosen.
@@ -63,9 +69,10 @@ def fit_logistic(
     """
     if not np.isfinite(features).all():
         row = int(np.flatnonzero(~np.isfinite(features).all(axis=1))[0])
-        raise FitError(f"row {row} holds a feature that is not finite; record its trace again")
-    check_labels(labels, groups, "probe")
+        raise FitError(f"{what}: row {row} holds a feature that is not finite; record its trace again")
+    check_labels(labels, groups, what)
     row_weights = np.ones(len(labels)) if weights is None else np.asarray(weights, dtype=np.float64)
+    strengths = strengths or (STRENGTHS if len(labels) >= SMALL else SMALL_STRENGTHS)
     best, best_loss = strengths[0], np.inf
     if len(strengths) > 1:
         folds = list(StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0).split(features, labels, groups))

@@ -1,18 +1,23 @@
 """Where an answer makes claims, told from question and answer alone, without knowing the truth.
 
-A probe set names the grammar it was fitted with. Questions that the grammar
-does not know have no claims: their risk is then absent, not guessed.
+A probe set names the grammar it was fitted with. Questions that the world's
+grammar does not know have no claims: their risk is then absent, not guessed.
+Where people marked false words, every word counts as a claim.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from introspect_probes.worlds.cases import Case
-from introspect_probes.worlds.claims import Claim, judge
+from introspect_probes.worlds.claims import Claim, judge, words
 
 WORLD_GRAMMAR = "digits-world/1"
+WORDS_GRAMMAR = "words/1"
+"""Every word is a claim of kind `span`: for probes fitted on spans that people marked."""
 
 _PLACE = r"at row \d+ column \d+"
 _QUESTIONS: tuple[tuple[str, str, str], ...] = (
@@ -51,3 +56,24 @@ def question_form(question: str) -> QuestionForm | None:
 def find_claims(form: QuestionForm | None, answer: str) -> tuple[Claim, ...]:
     """The claims in an answer so far; only their places and kinds mean anything."""
     return judge(form.case, answer).claims if form is not None else ()
+
+
+@dataclass(frozen=True)
+class ClaimFinder:
+    """Finds the claims of an answer so far; `level` is `token` where claims cannot be told apart."""
+
+    level: Literal["claim", "token"]
+    find: Callable[[str], tuple[Claim, ...]]
+
+
+def claim_finder(grammar: str | None, question: str) -> ClaimFinder:
+    """What finds claims in the answers to a question, under the grammar that a probe set names."""
+    if grammar == WORDS_GRAMMAR:
+        return ClaimFinder("token", find_words)
+    form = question_form(question) if grammar == WORLD_GRAMMAR else None
+    return ClaimFinder("claim", lambda answer: find_claims(form, answer))
+
+
+def find_words(answer: str) -> tuple[Claim, ...]:
+    """Every word as a claim; only places mean anything."""
+    return tuple(Claim(start, end, "span", False, (), slot, answer[start:end]) for slot, (start, end) in enumerate(words(answer)))

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, brier_score_loss, log_loss
 
+from introspect_probes.selective import augrc, aurc, prr
+
 RESAMPLES = 1000
+FEW_RESAMPLES = 200
+"""Draws for metrics that are slow to compute."""
 ECE_BINS = 15
 
 Floats = NDArray[np.floating]
@@ -35,9 +41,9 @@ class Interval:
     low: float
     high: float
 
-    def as_list(self) -> list[float]:
-        """Value, low and high, rounded."""
-        return [round(x, 4) for x in (self.value, self.low, self.high)]
+    def as_list(self) -> list[float | None]:
+        """Value, low and high, rounded; `None` for what could not be had."""
+        return [round(x, 4) if np.isfinite(x) else None for x in (self.value, self.low, self.high)]
 
 
 class ClusterBootstrap:
@@ -67,6 +73,11 @@ class ClusterBootstrap:
         ]
         return value, np.array(draws)
 
+    def draws(self, metric: Callable[[NDArray[np.int64]], float], resamples: int = FEW_RESAMPLES) -> NDArray[np.float64]:
+        """Bootstrap draws of any metric of rows, which takes the drawn rows' indices; NaN where it cannot be had."""
+        rows = np.arange(len(self._index))
+        return np.array([metric(np.repeat(rows, counts[self._index])) for counts in self._counts[:resamples]])
+
 
 def interval(value: float, draws: NDArray[np.float64]) -> Interval:
     """The 95 % percentile interval of bootstrap draws."""
@@ -91,23 +102,63 @@ def expected_calibration_error(probabilities: Floats, labels: Labels, bins: int 
     return float(np.sqrt(max(0.0, total)))
 
 
-def probability_metrics(probabilities: Floats, labels: Labels) -> dict[str, float]:
-    """Base rate, average precision, TPR at 1 and 5 % FPR, Brier score, log loss and calibration error."""
-    clipped = np.clip(probabilities, 1e-6, 1 - 1e-6)
-    negatives = np.sort(probabilities[labels == 0])[::-1]
-    positives = probabilities[labels == 1]
+def reliability(probabilities: Floats, labels: Labels, bins: int = ECE_BINS) -> list[dict[str, float]]:
+    """Bins of equal mass: mean probability, share of ones, and how many."""
+    parts = np.array_split(np.argsort(probabilities, kind="stable"), min(bins, len(labels)))
+    return [
+        {
+            "probability": round(float(probabilities[rows].mean()), 4),
+            "rate": round(float(labels[rows].mean()), 4),
+            "count": len(rows),
+        }
+        for rows in parts
+    ]
 
-    def recall(rate: float) -> float:
-        threshold = negatives[min(len(negatives) - 1, int(rate * len(negatives)))]
-        return float((positives > threshold).mean())
 
-    return {
-        "count": len(labels),
-        "base_rate": round(float(labels.mean()), 4),
-        "average_precision": round(float(average_precision_score(labels, probabilities)), 4),
-        "tpr_at_1_fpr": round(recall(0.01), 4),
-        "tpr_at_5_fpr": round(recall(0.05), 4),
-        "brier": round(float(brier_score_loss(labels, clipped)), 4),
-        "log_loss": round(float(log_loss(labels, clipped)), 4),
-        "ece": round(expected_calibration_error(clipped, labels), 4),
-    }
+def recall_at(scores: Floats, labels: Labels, rate: float) -> float:
+    """Share of the positives above the threshold that lets through at most `rate` of the negatives (TPR at that FPR)."""
+    negatives, positives = np.sort(scores[labels == 0])[::-1], scores[labels == 1]
+    if not len(negatives) or not len(positives):
+        return float("nan")
+    threshold = negatives[min(len(negatives) - 1, int(rate * len(negatives)))]
+    return float((positives > threshold).mean())
+
+
+PROBABILITY_METRICS: dict[str, Callable[[Floats, Labels], float]] = {
+    "average_precision": lambda p, y: float(average_precision_score(y, p)) if y.any() else float("nan"),
+    "tpr_at_1_fpr": lambda p, y: recall_at(p, y, 0.01),
+    "tpr_at_5_fpr": lambda p, y: recall_at(p, y, 0.05),
+    "brier": lambda p, y: float(brier_score_loss(y, p)),
+    "log_loss": lambda p, y: float(log_loss(y, p, labels=[0, 1])),
+    "ece": lambda p, y: expected_calibration_error(p, y),
+}
+SELECTIVE_METRICS: dict[str, Callable[[Floats, Labels], float]] = {"aurc": aurc, "augrc": augrc, "prr": prr}
+
+
+def probability_metrics(
+    probabilities: Floats, labels: Labels, groups: NDArray[np.str_] | None = None, *, selective: bool = False
+) -> dict[str, Any]:
+    """What a probability is worth: average precision beside the base rate, TPR at 1 and 5 % FPR, Brier, log loss, debiased ECE.
+
+    Args:
+        probabilities: of label 1.
+        labels: 0 or 1.
+        groups: with them, `intervals` holds value, low and high of every metric, from a bootstrap of whole groups.
+        selective: also AURC, AUGRC and PRR; label 1 is then "right".
+    """
+    clipped = np.clip(np.asarray(probabilities, dtype=np.float64), 1e-6, 1 - 1e-6)
+    metrics = PROBABILITY_METRICS | (SELECTIVE_METRICS if selective else {})
+    result: dict[str, Any] = {"count": len(labels), "base_rate": round(float(labels.mean()), 4)}
+    values = {name: metric(clipped, labels) for name, metric in metrics.items()}
+    result |= {name: round(value, 4) for name, value in values.items() if np.isfinite(value)}
+    if groups is not None:
+        bootstrap = ClusterBootstrap(groups)
+        for name, metric in metrics.items():
+            drawn = bootstrap.draws(_of_rows(metric, clipped, labels))
+            if np.isfinite(values[name]) and np.isfinite(drawn).any():
+                result.setdefault("intervals", {})[name] = interval(values[name], drawn).as_list()
+    return result
+
+
+def _of_rows(metric: Callable[[Floats, Labels], float], probabilities: Floats, labels: Labels) -> Callable[[NDArray[np.int64]], float]:
+    return lambda rows: metric(probabilities[rows], labels[rows])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,15 @@ from safetensors.numpy import load_file, save_file
 from introspect.loading import LoadedModel
 from introspect.types import PromptInfo
 from introspect_kernels import feature_schema_hash
+from introspect_probes.claim_probe import ClaimProbe, budget_features, is_reduced
 from introspect_probes.domain import Domain
 from introspect_probes.errors import ProbeMismatchError, ProbesError
 from introspect_probes.features import Shape, TokenFeatures, kind_features
-from introspect_probes.grammar import question_form
-from introspect_probes.linear import BudgetedPlatt, LinearProbe, sigmoid
+from introspect_probes.grammar import claim_finder
+from introspect_probes.guarantee import Guarantee
+from introspect_probes.linear import BudgetedPlatt, LinearProbe
 from introspect_probes.scoring import Session
-from introspect_probes.signals import STRATEGIES, HallucinationRisk, Strategy, StrategyLabel
+from introspect_probes.strategy_probe import StrategyProbe
 from introspect_probes.training_free import TrainingFreeScores
 
 EMBEDDED = "embedded"
@@ -31,35 +33,25 @@ _ARRAYS, _MANIFEST = "probes.safetensors", "manifest.json"
 
 @dataclass(frozen=True)
 class ProbeSet:
-    """Fitted probes with their calibration; a `Scorer`.
+    """Fitted probes with their calibration; a `Scorer`. What could not be fitted is `None`, and its signal absent.
 
     Attributes:
         manifest: what it was fitted on and what it may score.
-        internal: hallucination from attention, logits and kind, fitted with positions and repetitions balanced.
-        prior: hallucination from position, repetition, kind and budget.
-        risk_calibration: of the sum of both logits.
-        any_false_calibration: of the logit of P(any claim false) under independence.
         confidence: answer-level probe.
         confidence_calibration: of its logit.
-        strategy: one output for each label of `strategies`.
-        strategies: labels in the probe's order.
-        strategy_temperature: divides the strategy logits.
-        strategy_thresholds: smallest probability with which a label stays in the conformal set, per label.
-        domain: what counts as familiar.
+        claims: hallucination risk, where claims were labelled.
+        strategy: strategy state, where causes were measured.
+        domain: what counts as familiar, where prompts from outside were recorded.
+        guarantee: the threshold over which answers are guaranteed, where one was asked for and found.
     """
 
     manifest: dict[str, Any]
-    internal: LinearProbe
-    prior: LinearProbe
-    risk_calibration: BudgetedPlatt
-    any_false_calibration: BudgetedPlatt
     confidence: LinearProbe
     confidence_calibration: BudgetedPlatt
-    strategy: LinearProbe
-    strategies: tuple[StrategyLabel, ...]
-    strategy_temperature: float
-    strategy_thresholds: tuple[float, ...]
-    domain: Domain
+    claims: ClaimProbe | None = None
+    strategy: StrategyProbe | None = None
+    domain: Domain | None = None
+    guarantee: Guarantee | None = None
     mismatch: str | None = None
 
     @property
@@ -97,7 +89,7 @@ class ProbeSet:
         )
         if not allow_mismatch:
             raise ProbeMismatchError(reason + "; fit one for this model, or allow the mismatch for research")
-        return ProbeSet(**{**self.__dict__, "mismatch": reason})
+        return replace(self, mismatch=reason)
 
     def budget_mismatch(self, prompt: PromptInfo) -> str | None:
         """Why this budget is not one the probe set was fitted for, or `None` if it is."""
@@ -122,47 +114,31 @@ class ProbeSet:
         reason = self.budget_mismatch(prompt)
         if reason is not None and self.mismatch is None:
             return TrainingFreeScores(prompt, note=f"probe set {self.name} does not cover this budget: {reason}")
-        return ProbeSession(self, prompt, question_form(prompt.question))
+        return ProbeSession(self, prompt, claim_finder(self.manifest["grammar"], prompt.question))
 
-    def risk(self, features: TokenFeatures, kind: str, prompt: PromptInfo) -> HallucinationRisk:
-        """Risk of the claim of `kind` that a token decides."""
-        internal = float(self.internal.logits(internal_features(features, kind))[0])
-        prior = float(self.prior.logits(prior_features(features, kind, prompt))[0])
-        return HallucinationRisk(
-            risk=float(self.risk_calibration(internal + prior, is_reduced(prompt))),
-            internal=float(sigmoid(internal)),
-            prior=float(sigmoid(prior)),
-            kind="claim",
-        )
-
-    def strategy_of(self, features: TokenFeatures) -> Strategy:
-        """What the model leaned on at a token."""
-        logits = self.strategy.logits(features.heads) / self.strategy_temperature
-        weights = np.exp(logits - logits.max())
-        return self.strategy_from(weights / weights.sum())
-
-    def strategy_from(self, probabilities: NDArray[np.floating]) -> Strategy:
-        """The state and its conformal set from probabilities in the order of `strategies`."""
-        order = np.argsort(-probabilities)
-        kept = tuple(self.strategies[i] for i in order if probabilities[i] >= self.strategy_thresholds[i])
-        by_label = {label: float(p) for label, p in zip(self.strategies, probabilities, strict=True)}
-        return Strategy(self.strategies[order[0]], {s: by_label[s] for s in STRATEGIES if s in by_label}, kept)
+    def in_domain(self, prompt: PromptInfo) -> float | None:
+        """P(the prompt is of the kind that was fitted on), where that can be told."""
+        return None if self.domain is None else self.domain.probability(prompt)
 
     def save(self, folder: Path) -> None:
         """Write arrays and manifest."""
         folder.mkdir(parents=True, exist_ok=True)
-        arrays: dict[str, NDArray[np.generic]] = dict(self.domain.arrays())
-        for name in ("internal", "prior", "confidence", "strategy"):
-            arrays |= getattr(self, name).arrays(name)
+        arrays: dict[str, NDArray[Any]] = dict(self.confidence.arrays("confidence"))
+        fitted: dict[str, Any] = {"confidence_calibration": self.confidence_calibration.as_dict()}
+        if self.claims is not None:
+            arrays |= {**self.claims.internal.arrays("internal"), **self.claims.prior.arrays("prior")}
+            fitted["risk_calibration"] = self.claims.calibration.as_dict()
+            fitted["any_false_calibration"] = self.claims.any_false_calibration.as_dict()
+        if self.strategy is not None:
+            arrays |= self.strategy.probe.arrays("strategy")
+            fitted["strategies"] = list(self.strategy.states)
+            fitted["strategy_temperature"] = self.strategy.temperature
+            fitted["strategy_thresholds"] = list(self.strategy.thresholds)
+        if self.domain is not None:
+            arrays |= self.domain.arrays()
+        if self.guarantee is not None:
+            fitted["guarantee"] = self.guarantee.as_dict()
         save_file(arrays, folder / _ARRAYS)
-        fitted = {
-            "risk_calibration": self.risk_calibration.as_dict(),
-            "any_false_calibration": self.any_false_calibration.as_dict(),
-            "confidence_calibration": self.confidence_calibration.as_dict(),
-            "strategies": list(self.strategies),
-            "strategy_temperature": self.strategy_temperature,
-            "strategy_thresholds": list(self.strategy_thresholds),
-        }
         (folder / _MANIFEST).write_text(json.dumps({**self.manifest, "fitted": fitted}, indent=1) + "\n", encoding="utf-8")
 
 
@@ -192,43 +168,35 @@ def load_probe_set(path_or_name: str | Path = EMBEDDED) -> ProbeSet:
 
 
 def _assembled(manifest: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> ProbeSet:
-    """The probe set of a manifest and its arrays."""
-    fitted = manifest["fitted"]
+    """The probe set of a manifest and its arrays; a manifest without `absent` holds every signal."""
+    fitted, absent = manifest["fitted"], manifest.get("absent", {})
     return ProbeSet(
         manifest={key: value for key, value in manifest.items() if key != "fitted"},
-        internal=LinearProbe.from_arrays("internal", arrays),
-        prior=LinearProbe.from_arrays("prior", arrays),
-        risk_calibration=BudgetedPlatt.from_dict(fitted["risk_calibration"]),
-        any_false_calibration=BudgetedPlatt.from_dict(fitted["any_false_calibration"]),
         confidence=LinearProbe.from_arrays("confidence", arrays),
         confidence_calibration=BudgetedPlatt.from_dict(fitted["confidence_calibration"]),
-        strategy=LinearProbe.from_arrays("strategy", arrays),
-        strategies=tuple(fitted["strategies"]),
-        strategy_temperature=fitted["strategy_temperature"],
-        strategy_thresholds=tuple(fitted["strategy_thresholds"]),
-        domain=Domain.from_arrays(arrays),
+        claims=None if "hallucination_risk" in absent else _claim_probe(fitted, arrays),
+        strategy=None if "strategy" in absent else _strategy_probe(fitted, arrays),
+        domain=None if "in_domain" in absent else Domain.from_arrays(arrays),
+        guarantee=Guarantee(**fitted["guarantee"]) if "guarantee" in fitted else None,
     )
 
 
-def internal_features(features: TokenFeatures, kind: str) -> NDArray[np.float32]:
-    """What the internal hallucination probe reads."""
-    return np.concatenate([features.heads, features.logits, kind_features(kind)])
+def _claim_probe(fitted: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> ClaimProbe:
+    return ClaimProbe(
+        internal=LinearProbe.from_arrays("internal", arrays),
+        prior=LinearProbe.from_arrays("prior", arrays),
+        calibration=BudgetedPlatt.from_dict(fitted["risk_calibration"]),
+        any_false_calibration=BudgetedPlatt.from_dict(fitted["any_false_calibration"]),
+    )
 
 
-def is_reduced(prompt: PromptInfo) -> bool:
-    """Whether anything of the prompt's cache was dropped."""
-    return prompt.budget.effective < prompt.budget.prompt_tokens
-
-
-def budget_features(prompt: PromptInfo) -> NDArray[np.float32]:
-    """Kept share of the prompt, and whether anything was dropped."""
-    ratio = prompt.budget.effective / prompt.budget.prompt_tokens
-    return np.array([ratio, is_reduced(prompt)], dtype=np.float32)
-
-
-def prior_features(features: TokenFeatures, kind: str, prompt: PromptInfo) -> NDArray[np.float32]:
-    """What the prior reads: place, kind, and how much the budget kept."""
-    return np.concatenate([features.place, kind_features(kind), budget_features(prompt)])
+def _strategy_probe(fitted: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> StrategyProbe:
+    return StrategyProbe(
+        probe=LinearProbe.from_arrays("strategy", arrays),
+        states=tuple(fitted["strategies"]),
+        temperature=fitted["strategy_temperature"],
+        thresholds=tuple(fitted["strategy_thresholds"]),
+    )
 
 
 def answer_features(tokens: list[TokenFeatures], risks: list[float], kinds: list[str], prompt: PromptInfo) -> NDArray[np.float32]:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
+from PIL import Image
 from tqdm import tqdm
 
-from introspect.engine import DEFAULT_BATCH, Engine
+from introspect.engine import Engine
 from introspect.types import Budget, Request, SamplingParams, StepTrace
 from introspect_probes.interventions import measure_shifts
+from introspect_probes.matching import DEFAULT_MATCHER, Matcher, get_matcher, normalised
 from introspect_probes.traces import FALSE, TRUE, ClaimLabel, Trace, TraceWriter, manifest_of
 from introspect_probes.worlds.cases import Case
 from introspect_probes.worlds.claims import claims_in_answer_tokens, judge
 
 MAX_ANSWER_TOKENS = 96
+BATCH = 32
+"""Answers that are decoded together and stored as one part."""
+THUMBNAIL = 128
+"""Pixels of the longer side of the pictures that traces keep, for reports."""
 
 
 def record(
@@ -25,7 +32,8 @@ def record(
     *,
     budgets: Sequence[Budget] = (Budget(),),
     interventions: bool = False,
-    batch_size: int = DEFAULT_BATCH,
+    matcher: str = DEFAULT_MATCHER,
+    batch_size: int = BATCH,
     max_tokens: int = MAX_ANSWER_TOKENS,
     total: int | None = None,
 ) -> int:
@@ -39,21 +47,27 @@ def record(
         out: trace folder, made or appended to.
         budgets: conditions; every case is answered under each.
         interventions: also measure what moves each claim, for strategy states; takes about twenty times as long.
+        matcher: when an answer counts as right, see `matching`; named in the manifest.
         batch_size: answers decoded together and stored as one part.
         max_tokens: longest answer.
         total: number of cases, for the progress bar.
 
     Returns:
         The number of traces written.
+
+    Raises:
+        CaseError: there is no such matcher, or it cannot judge a case; a case cannot be read.
+        TraceError: the folder holds traces of another model, schema or matcher.
     """
-    writer = TraceWriter(out, manifest_of(engine.loaded))
+    matches = get_matcher(matcher)
+    writer = TraceWriter(out, manifest_of(engine.loaded, matcher=matcher))
     done = writer.recorded()
     written = 0
     with tqdm(total=None if total is None else total * len(budgets), desc="recording", unit="answer") as bar:
         for batch in _batches(((c, b) for c in cases for b in budgets), batch_size):
             fresh = [(case, budget) for case, budget in batch if trace_id(case, budget) not in done]
             if fresh:
-                traces = answer_cases(engine, fresh, max_tokens)
+                traces = answer_cases(engine, fresh, max_tokens, matches)
                 if interventions:
                     traces = measure_shifts(engine, [case for case, _ in fresh], traces)
                 writer.write(traces)
@@ -76,22 +90,24 @@ def request_of(case: Case, budget: Budget, max_tokens: int = MAX_ANSWER_TOKENS, 
     )
 
 
-def answer_cases(engine: Engine, pairs: Sequence[tuple[Case, Budget]], max_tokens: int = MAX_ANSWER_TOKENS) -> list[Trace]:
+def answer_cases(
+    engine: Engine, pairs: Sequence[tuple[Case, Budget]], max_tokens: int = MAX_ANSWER_TOKENS, matches: Matcher = normalised
+) -> list[Trace]:
     """Answer cases together and judge the answers."""
     requests = [request_of(case, budget, max_tokens) for case, budget in pairs]
     steps: dict[str, list[StepTrace]] = {request.id: [] for request in requests}
     for step in engine.generate(requests):
         steps[step.prompt.request_id].append(step)
-    return [trace_of(case, steps[request.id]) for (case, _), request in zip(pairs, requests, strict=True)]
+    return [trace_of(case, steps[request.id], matches) for (case, _), request in zip(pairs, requests, strict=True)]
 
 
-def trace_of(case: Case, steps: Sequence[StepTrace]) -> Trace:
+def trace_of(case: Case, steps: Sequence[StepTrace], matches: Matcher = normalised) -> Trace:
     """The labelled trace of one answered case."""
     answer, spans = "", []
     for step in steps:
         spans.append((len(answer), len(answer) + len(step.text)))
         answer += step.text
-    judgement = judge(case, answer)
+    judgement = judge(case, answer, matches)
     claims = tuple(
         ClaimLabel(token, claim.start, claim.end, claim.kind, FALSE if claim.is_false else TRUE, claim.evidence)
         for token, claim in claims_in_answer_tokens(judgement, spans)
@@ -110,7 +126,20 @@ def trace_of(case: Case, steps: Sequence[StepTrace]) -> Trace:
         prompt=steps[0].prompt,
         steps=tuple(steps),
         claims=claims,
+        picture=thumbnail(case.picture()),
+        expected=case.answers[0],
     )
+
+
+def thumbnail(picture: Image.Image | None) -> bytes | None:
+    """A picture as a PNG of at most `THUMBNAIL` pixels a side."""
+    if picture is None:
+        return None
+    small = picture.convert("RGB")
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    stream = io.BytesIO()
+    small.save(stream, "PNG", optimize=True)
+    return stream.getvalue()
 
 
 def _batches(items: Iterable[tuple[Case, Budget]], size: int) -> Iterator[list[tuple[Case, Budget]]]:

@@ -8,12 +8,17 @@ from typing import Any
 SCORE_ORDER = ("position", "question type", "max probability", "mean logprob", "entropy", "L", "attention alone", "probe")
 
 
-def _cell(value: list[float]) -> str:
+def _cell(value: list[float | None]) -> str:
+    """Value and interval; a dash where it could not be had."""
+    if None in value:
+        return "-" if value[0] is None else f"{value[0]:.3f}"
     return f"{value[0]:.3f} [{value[1]:.3f}, {value[2]:.3f}]"
 
 
 def _spread(values: list[float]) -> str:
     """Mean and standard deviation over repetitions."""
+    if len(values) < 2:
+        return "not to be had, all claims have one label"
     return f"{mean(values):.3f} (standard deviation {stdev(values):.3f} over {len(values)} shuffles)"
 
 
@@ -50,11 +55,50 @@ def conditions_table(report: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for name, facts in report["conditions"].items():
+        false = "-" if not facts["claims"] else f"{facts['false']:.1%}"
+        error = f"{report['claims'][name]['risk']['ece']:.3f}" if "claims" in report else "-"
         lines.append(
-            f"| {name} | {facts['kept']:.0%} | {facts['answers']:,} | {facts['right']:.1%} | {facts['claims']:,} | {facts['false']:.1%} | "
-            f"{report['claims'][name]['risk']['ece']:.3f} |"
+            f"| {name} | {facts['kept']:.0%} | {facts['answers']:,} | {facts['right']:.1%} | {facts['claims']:,} | {false} | {error} |"
         )
     return "\n".join(lines)
+
+
+_CALIBRATION = {
+    "base_rate": "base rate", "average_precision": "AUPR", "tpr_at_1_fpr": "TPR at 1 % FPR", "tpr_at_5_fpr": "TPR at 5 % FPR",
+    "brier": "Brier", "log_loss": "log loss", "ece": "ECE (debiased)",
+}  # fmt: skip
+_SELECTIVE = {"aurc": "AURC", "augrc": "AUGRC", "prr": "PRR"}
+
+
+def calibration_table(report: dict[str, Any], part: str) -> str:
+    """Metrics of a published probability by condition, as Markdown; `part` is `answers` (confidence) or `claims` (risk)."""
+    name = "confidence" if part == "answers" else "risk"
+    return _metrics_table({c: report[part][c][name] for c in report["conditions"]}, _CALIBRATION)
+
+
+def selective_table(report: dict[str, Any]) -> str:
+    """Metrics of refusing the least confident answers by condition, as Markdown."""
+    return _metrics_table({c: report["answers"][c]["confidence"] for c in report["conditions"]}, _SELECTIVE)
+
+
+def _metrics_table(rows: dict[str, dict[str, Any]], names: dict[str, str]) -> str:
+    lines = [f"| condition | {' | '.join(names.values())} |", "|" + "---|" * (len(names) + 1)]
+    for condition, own in rows.items():
+        intervals = own.get("intervals", {})
+        cells = [_cell(intervals[n]) if n in intervals else f"{own[n]:.3f}" if n in own else "-" for n in names]
+        lines.append(f"| {condition} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def guarantee_line(report: dict[str, Any]) -> str:
+    """The guarantee and what became of it, in a line of Markdown."""
+    own = report["guarantee"]
+    met = "none was accepted" if own["test_risk"] is None else f"{own['test_risk']:.1%} of the {own['test_accepted']:,} accepted were wrong"
+    return (
+        f"With probability {1 - own['delta']:.0%} over its choice, at most {own['target_risk']:.1%} of answers with a confidence of "
+        f"at least {own['threshold']:g} are wrong (chosen on {own['groups']:,} groups, one random answer each). "
+        f"Of {own['test_answers']:,} test answers {met}."
+    )
 
 
 def strategy_lines(report: dict[str, Any]) -> str:
@@ -87,17 +131,25 @@ def domain_line(report: dict[str, Any]) -> str:
 def summary(report: dict[str, Any]) -> str:
     """The whole report as Markdown."""
     parts = [f"# Probe set {report['probe_set']}", conditions_table(report)]
-    for condition in report["conditions"]:
+    for condition in report["conditions"] if "claims" in report else ():
         calibration = report["claims"][condition]["risk"]
         within = report["claims"][condition]["within_position"]
+        positions = f"AUROC within position bins: probe {within['probe']:.3f}, L {within['L']:.3f}; " if within else ""
         parts += [
             f"## False claims, {condition}",
             claims_table(report, condition),
             (
-                f"Calibration error of the risk {calibration['ece']:.3f}; Brier {calibration['brier']:.3f}; "
-                f"AUROC within position bins: probe {within['probe']:.3f}, L {within['L']:.3f}; "
+                f"Calibration error of the risk {calibration['ece']:.3f}; Brier {calibration['brier']:.3f}; {positions}"
                 f"fitted on shuffled labels: {_spread(report['claims'][condition]['shuffled_labels'])}."
             ),
         ]
-    parts += ["## Right answers", answers_table(report), "## Strategy", strategy_lines(report), "## Outside", domain_line(report)]
+    parts += ["## Right answers", answers_table(report)]
+    if "strategy" in report:
+        parts += ["## Strategy", strategy_lines(report)]
+    if "domain" in report:
+        parts += ["## Outside", domain_line(report)]
+    if "guarantee" in report:
+        parts += ["## Guarantee", guarantee_line(report)]
+    if report.get("absent"):
+        parts += ["## Absent", "\n".join(f"- {name.replace('_', ' ')}: {reason}" for name, reason in report["absent"].items())]
     return "\n\n".join(parts)

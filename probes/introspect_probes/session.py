@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from introspect.types import PromptInfo, StepTrace
+from introspect_probes.claim_probe import is_reduced
 from introspect_probes.features import TokenFeatures, token_features
-from introspect_probes.grammar import QuestionForm, find_claims
-from introspect_probes.probe_set import ProbeSet, answer_features, is_reduced
+from introspect_probes.grammar import ClaimFinder
+from introspect_probes.probe_set import ProbeSet, answer_features
 from introspect_probes.scoring import StepSignals
-from introspect_probes.signals import AnswerSignal, HallucinationRisk, SpanSignal, Strategy, TokenSignal
+from introspect_probes.signals import AnswerSignal, Guaranteed, HallucinationRisk, SpanSignal, Strategy, TokenSignal
 from introspect_probes.training_free import TrainingFreeScores
 from introspect_probes.worlds.claims import Claim
 
@@ -38,19 +37,19 @@ class ProbeSession:
     Args:
         probes: the probe set.
         prompt: whose answer is scored.
-        form: the question's form, which tells where the answer makes claims; `None` where the grammar does not know it.
+        finder: tells where the answer makes claims.
     """
 
     probes: ProbeSet
     prompt: PromptInfo
-    form: QuestionForm | None
+    finder: ClaimFinder
     _steps: list[StepTrace] = field(default_factory=list)
     _tokens: list[_Scored] = field(default_factory=list)
     _text: str = ""
 
     def __post_init__(self) -> None:
         """Work out what needs the prompt alone."""
-        self._in_domain = self.probes.domain.probability(self.prompt)
+        self._in_domain = self.probes.in_domain(self.prompt)
         self._is_reduced = is_reduced(self.prompt)
         self._fallback = TrainingFreeScores(self.prompt)
 
@@ -68,7 +67,7 @@ class ProbeSession:
             return StepSignals(None, revised)
         claim = None
         if step.text and not step.is_special:
-            claim = next((c for c in find_claims(self.form, self._text) if start <= c.start < len(self._text)), None)
+            claim = next((c for c in self.finder.find(self._text) if start <= c.start < len(self._text)), None)
         if not step.is_special:
             self._tokens.append(self._score(features, claim))
         return StepSignals(self._signal(step.index, is_final=False), revised)
@@ -76,23 +75,24 @@ class ProbeSession:
     def finish(self) -> AnswerSignal:
         """See `Session`."""
         answer = self._fallback.finish()
-        claims = [t for t in self._tokens if t.claim is not None and t.risk is not None]
-        risks = [t.risk.risk for t in claims if t.risk is not None]
+        claims = [(t.claim, t.risk, t.strategy) for t in self._tokens if t.claim is not None and t.risk is not None]
+        strategies = [t.strategy for t in self._tokens if t.strategy is not None]
+        confidence = self._confidence()
         return AnswerSignal(
-            confidence=self._confidence(),
-            hallucination_risk=self._any_false(risks),
-            strategy=self._mean_strategy([t.strategy for t in claims if t.strategy is not None]),
+            confidence=confidence,
+            hallucination_risk=self._any_false([risk.risk for _, risk, _ in claims]),
+            strategy=self.probes.strategy.mean_state(strategies) if self.probes.strategy is not None and strategies else None,
             spans=tuple(
-                SpanSignal(t.claim.start, t.claim.end, self._text[t.claim.start : t.claim.end], t.risk.risk, t.strategy)
-                for t in claims
-                if t.claim is not None and t.risk is not None
+                SpanSignal(claim.start, claim.end, self._text[claim.start : claim.end], risk.risk, strategy)
+                for claim, risk, strategy in claims
             ),
             calibrated=self.probes.mismatch is None,
             probe_set=self.probes.name,
             in_domain=self._in_domain,
-            note=_NOTE if self._in_domain < OUTSIDE else None,
+            note=_NOTE if self._in_domain is not None and self._in_domain < OUTSIDE else None,
             scores=answer.scores,
             mismatch=self.probes.mismatch,
+            guarantee=self._guarantee(confidence),
         )
 
     def _revise(self, step: StepTrace) -> TokenSignal | None:
@@ -108,7 +108,13 @@ class ProbeSession:
     def _score(self, features: TokenFeatures, claim: Claim | None) -> _Scored:
         if claim is None:
             return _Scored(features)
-        return _Scored(features, claim, self.probes.risk(features, claim.kind, self.prompt), self.probes.strategy_of(features))
+        claims, strategy = self.probes.claims, self.probes.strategy
+        return _Scored(
+            features,
+            claim,
+            None if claims is None else claims.risk(features, claim.kind, self.prompt, self.finder.level),
+            None if strategy is None else strategy.state(strategy.probabilities(features.heads)),
+        )
 
     def _signal(self, index: int, *, is_final: bool) -> TokenSignal:
         last = self._tokens[-1] if self._tokens and not self._steps[-1].is_special else None
@@ -126,19 +132,17 @@ class ProbeSession:
             [t.claim.kind for t in claims if t.claim is not None],
             self.prompt,
         )
-        return (
-            float(self.probes.confidence_calibration(float(self.probes.confidence.logits(features)[0]), self._is_reduced)) * self._in_domain
-        )
+        logit = float(self.probes.confidence.logits(features)[0])
+        confidence = float(self.probes.confidence_calibration(logit, self._is_reduced))
+        return confidence if self._in_domain is None else confidence * self._in_domain
 
     def _any_false(self, risks: list[float]) -> float | None:
-        if not risks:
+        if not risks or self.probes.claims is None:
             return None
-        all_true = float(np.log1p(-np.clip(risks, 1e-6, 1 - 1e-6)).sum())
-        logit = float(np.log(-np.expm1(all_true)) - all_true)
-        return float(self.probes.any_false_calibration(logit, self._is_reduced))
+        return self.probes.claims.any_false(risks, reduced=self._is_reduced)
 
-    def _mean_strategy(self, strategies: list[Strategy]) -> Strategy | None:
-        if not strategies:
+    def _guarantee(self, confidence: float | None) -> Guaranteed | None:
+        """Whether the answer is over the guaranteed threshold; a probe set made to score another model guarantees nothing."""
+        if self.probes.guarantee is None or confidence is None or self.probes.mismatch is not None:
             return None
-        mean = np.mean([[s.probabilities[label] for label in self.probes.strategies] for s in strategies], axis=0)
-        return self.probes.strategy_from(mean)
+        return self.probes.guarantee.of(confidence)

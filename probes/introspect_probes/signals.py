@@ -72,6 +72,23 @@ class SpanSignal:
 
 
 @dataclass(frozen=True)
+class Guaranteed:
+    """What is guaranteed of answers like this one.
+
+    Attributes:
+        accepted: whether the answer's confidence reaches the threshold.
+        threshold: confidence from which answers are accepted.
+        target_risk: largest share of wrong answers among the accepted.
+        delta: probability that the threshold was chosen wrongly.
+    """
+
+    accepted: bool
+    threshold: float
+    target_risk: float
+    delta: float
+
+
+@dataclass(frozen=True)
 class AnswerSignal:
     """The signals of a whole answer; what no fitting probe set can say is absent.
 
@@ -86,6 +103,7 @@ class AnswerSignal:
         note: a plain word to the reader, such as that the question is outside what the model knows.
         scores: named training-free values.
         mismatch: why the probe set does not fit, where it was made to score all the same.
+        guarantee: whether the answer is over the threshold of a probe set that has one.
     """
 
     confidence: float | None
@@ -98,3 +116,4 @@ class AnswerSignal:
     note: str | None
     scores: dict[str, float]
     mismatch: str | None = None
+    guarantee: Guaranteed | None = None

@@ -24,6 +24,7 @@ from introspect.provenance import provenance
 from introspect.types import HeadRow, LogitStats, PromptInfo, StepTrace
 from introspect_kernels import feature_schema_hash
 from introspect_probes.errors import TraceError
+from introspect_probes.matching import DEFAULT_MATCHER
 
 MANIFEST = "manifest.json"
 UNKNOWN, TRUE, FALSE = -1, 0, 1
@@ -82,6 +83,8 @@ class Trace:
         prompt: what the engine told of the prompt.
         steps: the generated tokens' steps, the closing one included.
         claims: its claims with labels.
+        picture: the picture as a small PNG, to show beside the answer; `None` where there was none, or it was not kept.
+        expected: the usual accepted answer, where it is known.
     """
 
     id: str
@@ -97,6 +100,8 @@ class Trace:
     prompt: PromptInfo
     steps: tuple[StepTrace, ...]
     claims: tuple[ClaimLabel, ...]
+    picture: bytes | None = None
+    expected: str | None = None
 
     @property
     def condition(self) -> str:
@@ -138,6 +143,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def matcher_of(manifest: dict[str, Any]) -> str:
+    """The matcher by which the answers of a folder were judged; see `matching`."""
+    return str(manifest.get("matcher", DEFAULT_MATCHER))
+
+
 class TraceWriter:
     """Writes traces part by part; a folder of the same model and schema is appended to.
 
@@ -146,7 +156,7 @@ class TraceWriter:
         manifest: see `manifest_of`.
 
     Raises:
-        TraceError: the folder holds traces of another model or schema.
+        TraceError: the folder holds traces of another model, schema or matcher.
     """
 
     def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
@@ -157,6 +167,10 @@ class TraceWriter:
             found = read_manifest(folder)
             if found["fingerprint"] != manifest["fingerprint"]:
                 raise TraceError(f"{folder} holds traces of another model ({found['model']}); give another folder")
+            if matcher_of(found) != matcher_of(manifest):
+                raise TraceError(
+                    f"{folder} holds answers judged by the matcher {matcher_of(found)}, not {matcher_of(manifest)}; give another folder"
+                )
         else:
             path.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
@@ -187,12 +201,16 @@ def read_traces(folder: Path, *, with_heads: bool = True) -> Iterator[Trace]:
         TraceError: there are none.
     """
     shape = read_manifest(folder)["shape"]
-    columns = None if with_heads else [f.name for f in _SCHEMA if not f.name.startswith("head_")]
+    columns = [f.name for f in _SCHEMA if with_heads or not f.name.startswith("head_")]
     parts = sorted(folder.glob("part-*.parquet"))
     if not parts:
         raise TraceError(f"{folder} holds a manifest but no traces")
     for part in parts:
-        for batch in pq.ParquetFile(part).iter_batches(batch_size=256, columns=columns):
+        file = pq.ParquetFile(part)
+        missing = set(columns) - set(file.schema_arrow.names) - {"picture", "expected"}  # which older traces do not have
+        if missing:
+            raise TraceError(f"{part} is of another schema: without the column {min(missing)}; record it again in a folder of its own")
+        for batch in file.iter_batches(batch_size=256, columns=[c for c in columns if c in file.schema_arrow.names]):
             for row in batch.to_pylist() if not with_heads else _rows(batch):
                 yield _trace(row, shape)
 
@@ -221,7 +239,8 @@ _SCHEMA = pa.schema(
         ("tokens", pa.list_(pa.int32())), ("positions", pa.list_(pa.int32())), ("texts", pa.list_(pa.string())),
         ("special", pa.list_(pa.bool_())), ("logprob", pa.list_(pa.float32())), ("logit_entropy", pa.list_(pa.float32())),
         ("margin", pa.list_(pa.float32())), ("top_ids", pa.list_(pa.int32())), ("top_logprobs", pa.list_(pa.float32())),
-        ("finish_reason", pa.string()), ("claims", pa.list_(_CLAIM)),
+        ("finish_reason", pa.string()), ("claims", pa.list_(_CLAIM)), ("picture", pa.binary()),
+        ("expected", pa.string()),
         *[pa.field(f"head_{name}", pa.list_(pa.from_numpy_dtype(head_dtype(name)))) for name in HEAD_FIELDS],
     ]
 )  # fmt: skip
@@ -245,6 +264,8 @@ def _row(trace: Trace) -> dict[str, Any]:
         "special": [s.is_special for s in tokens], "logprob": [g.logprob for g in logits], "logit_entropy": [g.entropy for g in logits],
         "margin": [g.margin for g in logits], "top_ids": [i for g in logits for i in g.top_ids],
         "top_logprobs": [p for g in logits for p in g.top_logprobs], "finish_reason": trace.steps[-1].finish_reason,
+        "picture": trace.picture,
+        "expected": trace.expected,
         "claims": [
             {
                 "token": c.token, "start": c.start, "end": c.end, "kind": c.kind, "label": c.label, "evidence": list(c.evidence),
@@ -280,7 +301,10 @@ def _trace(row: dict[str, Any], shape: dict[str, int]) -> Trace:
         for c in row["claims"]
     )
     names = ("id", "case_id", "group", "pool", "kind", "source", "prior", "question", "answer", "correct")
-    return Trace(**{n: row[n] for n in names}, prompt=prompt, steps=tuple(_steps(row, prompt, shape)), claims=claims)
+    steps = tuple(_steps(row, prompt, shape))
+    return Trace(
+        **{n: row[n] for n in names}, prompt=prompt, steps=steps, claims=claims, picture=row.get("picture"), expected=row.get("expected")
+    )
 
 
 def _steps(row: dict[str, Any], prompt: PromptInfo, shape: dict[str, int]) -> Iterator[StepTrace]:

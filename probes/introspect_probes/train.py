@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from hashlib import sha256
 from itertools import chain
 from pathlib import Path
@@ -15,10 +16,13 @@ from sklearn.covariance import LedoitWolf
 from introspect.provenance import provenance
 from introspect.types import PromptInfo
 from introspect_kernels import feature_schema_hash
-from introspect_probes.dataset import Claims, Table, load_table
+from introspect_probes.card import card
+from introspect_probes.claim_probe import ClaimProbe, any_false_logit
+from introspect_probes.dataset import Claims, Table, empty_claims, load_table
 from introspect_probes.domain import Domain, novelty_features, pair_codes, text_tokens
 from introspect_probes.errors import FitError
 from introspect_probes.fitting import (
+    FOLDS,
     STRENGTHS,
     balancing_weights,
     class_thresholds,
@@ -27,16 +31,20 @@ from introspect_probes.fitting import (
     fit_temperature,
     out_of_fold_logits,
 )
-from introspect_probes.grammar import WORLD_GRAMMAR
-from introspect_probes.linear import LinearProbe
+from introspect_probes.grammar import WORDS_GRAMMAR, WORLD_GRAMMAR
+from introspect_probes.guarantee_fit import choose_threshold
+from introspect_probes.labels import read_labelled
+from introspect_probes.linear import BudgetedPlatt, LinearProbe, Platt
 from introspect_probes.probe_set import FORMAT, ProbeSet
 from introspect_probes.signals import STRATEGIES
-from introspect_probes.traces import Trace, read_manifest, read_traces
+from introspect_probes.strategy_probe import StrategyProbe
+from introspect_probes.traces import Trace, matcher_of, read_manifest
 
 OUTSIDE_KIND = "outside"
 COVERAGE = 0.9
 MIN_STATES = 20
 """A strategy state enters the probe only with this many labelled claims to fit on."""
+_UNCALIBRATED = BudgetedPlatt(Platt(-1.0, 0.0), Platt(-1.0, 0.0))
 
 
 def part_of(trace: Trace) -> str:
@@ -47,77 +55,203 @@ def part_of(trace: Trace) -> str:
     return "test" if bucket == 0 else "calibration" if bucket == 1 else "fit"
 
 
-def train(folders: Sequence[Path], out: Path, *, name: str) -> ProbeSet:
+def train(folders: Sequence[Path], out: Path, *, name: str, target_risk: float | None = None, delta: float = 0.1) -> ProbeSet:
     """Fit, calibrate and save a probe set.
 
-    Test traces (see `part_of`) are never read into a fit.
+    Test traces (see `part_of`) are never read into a fit. Confidence is always fitted; hallucination risk where claims
+    are labelled, strategy where causes were measured, the domain where prompts from outside were recorded. What is
+    absent is named in the manifest (`absent`) with the reason.
 
     Args:
         folders: trace folders of one model.
         out: where to write the probe set.
         name: its name and version.
+        target_risk: also choose the confidence over which at most this share of answers is wrong (see `guarantee_fit`);
+            half of the calibration groups are set aside for that.
+        delta: the guarantee's chance of being wrong.
 
     Raises:
         FitError: the traces cannot support the fit; the message says what to record.
         TraceError: a folder holds no readable traces.
     """
-    manifests = [read_manifest(folder) for folder in folders]
-    if len({m["fingerprint"] for m in manifests}) != 1:
-        raise FitError(f"the traces are of {len({m['fingerprint'] for m in manifests})} models; give traces of one")
-    traces = [t for t in chain.from_iterable(read_traces(f) for f in folders) if part_of(t) != "test"]
+    manifest = common_manifest(folders)
+    traces = [t for t in chain.from_iterable(read_labelled(f) for f in folders) if part_of(t) != "test"]
     inside = [t for t in traces if t.kind != OUTSIDE_KIND]
     outside = [t for t in traces if t.kind == OUTSIDE_KIND]
-    fit = load_table(t for t in inside if part_of(t) == "fit")
-    calibration = load_table(t for t in inside if part_of(t) == "calibration")
+    parts = {part: [t for t in inside if part_of(t) == part] for part in ("fit", "calibration")}
+    promised = [t for t in parts["calibration"] if target_risk is not None and is_promised(t)]
+    held = [t for t in parts["calibration"] if target_risk is None or not is_promised(t)]
+    fit, calibration = load_table(parts["fit"]), load_table(held)
     check_tables(fit, calibration)
-    probes = fit_probe_set(fit, calibration, outside, _manifest(name, manifests[0], inside))
+    probes = fit_probe_set(fit, calibration, outside, _manifest(name, manifest, inside))
+    if target_risk is not None:
+        probes = with_guarantee(probes, fit, load_table(promised), target_risk=target_risk, delta=delta)
     probes.save(out)
+    (out / "card.md").write_text(card(probes), encoding="utf-8")
     return probes
+
+
+def common_manifest(folders: Sequence[Path]) -> dict[str, Any]:
+    """The manifest of trace folders that can be read together.
+
+    Raises:
+        FitError: they are of several models, or were judged by several matchers.
+    """
+    manifests = [read_manifest(folder) for folder in folders]
+    for what, values in (("model", [m["fingerprint"] for m in manifests]), ("matcher", [matcher_of(m) for m in manifests])):
+        if len(set(values)) != 1:
+            other = next(i for i, value in enumerate(values) if value != values[0])
+            raise FitError(f"{folders[0]} and {folders[other]} differ in their {what}; give traces of one {what}")
+    return manifests[0]
+
+
+def is_promised(trace: Trace) -> bool:
+    """Whether a calibration trace is set aside for the guarantee: every second group, by a stable hash."""
+    return sha256(f"guarantee/{trace.group}".encode()).digest()[0] % 2 == 0
+
+
+def with_guarantee(probes: ProbeSet, fit: Table, promised: Table, *, target_risk: float, delta: float) -> ProbeSet:
+    """The probe set with the threshold that `promised`, which nothing was fitted on, supports.
+
+    Raises:
+        FitError: no threshold keeps the promise.
+    """
+    if not promised.answers:
+        raise FitError("no answers are left for the guarantee; record more groups of the calibration part")
+    guarantee = choose_threshold(
+        published_confidence(probes, promised),
+        promised.correct,
+        promised.groups,
+        published_confidence(probes, fit),
+        target_risk=target_risk,
+        delta=delta,
+    )
+    facts = {**guarantee.as_dict(), "conditions": sorted(set(promised.conditions.tolist())), "void": "where answers come from elsewhere"}
+    return replace(probes, manifest={**probes.manifest, "guarantee": facts}, guarantee=guarantee)
+
+
+def published_confidence(probes: ProbeSet, table: Table) -> NDArray[np.float64]:
+    """The confidence of every answer of a table as a session publishes it."""
+    logits = probes.confidence.logits(table.confidence_features(published_risks(probes, table.claims)))[:, 0]
+    confidence = probes.confidence_calibration(logits, table.reduced)
+    if probes.domain is None:
+        return np.asarray(confidence)
+    familiar: NDArray[np.float64] = np.array([probes.domain.probability(a.trace.prompt) for a in table.answers])
+    return np.asarray(confidence * familiar)
+
+
+def published_risks(probes: ProbeSet, claims: Claims) -> NDArray[np.float64]:
+    """The risk of every claim as a session publishes it; of none where the probe set has no risk."""
+    if probes.claims is None:
+        return np.zeros(0)
+    return probes.claims.calibration(risk_logits(probes.claims.internal, probes.claims.prior, claims), claims.reduced)
 
 
 def check_tables(fit: Table, calibration: Table) -> None:
     """Make sure that there is something to fit and to calibrate on.
 
     Raises:
-        FitError: a part has no answers, or no claims; the message says what to record.
+        FitError: a part has no labelled answers; the message says what to record.
     """
     for table, part, pool in ((fit, "fit on", "probe"), (calibration, "calibrate on", "calibration")):
-        if not table.answers:
-            raise FitError(f"no answers to {part}: record cases of pool {pool} too, or more groups of your own")
-        if not len(table.claims):
+        if table.answers:
+            continue
+        if table.unlabelled:
             raise FitError(
-                f"none of the {len(table.answers)} answers to {part} makes a claim; train needs claims (a world's questions, or cases with "
-                "spans) and strategy labels (record --interventions)"
+                f"none of the {len(table.unlabelled)} answers to {part} is labelled (the first is {table.unlabelled[0]}): give `answer` in "
+                "cases.jsonl, or labels in labels-*.parquet beside the traces"
             )
+        raise FitError(f"no answers to {part}: record cases of pool {pool} too, or more groups of your own")
 
 
 def fit_probe_set(fit: Table, calibration: Table, outside: list[Trace], manifest: dict[str, Any]) -> ProbeSet:
-    """Fit every probe on one table and calibrate on the other."""
-    internal, prior, fit_risk_logits = fit_risk(fit.claims)
-    calibration_logits = risk_logits(internal, prior, calibration.claims)
-    held = calibration.claims
-    risk_calibration = fit_budgeted_platt(calibration_logits, held.label, held.reduced, "hallucination risk")
-    confidence = _fit_confidence(fit, risk_calibration(fit_risk_logits, fit.claims.reduced))
-    calibration_risks = risk_calibration(calibration_logits, held.reduced)
-    confidence_logits = confidence.logits(calibration.confidence_features(calibration_risks))[:, 0]
-    strategy, states, temperature, thresholds = _fit_strategy(fit.claims, calibration.claims)
-    any_false, any_false_logits, any_false_reduced = _any_false(calibration, calibration_risks)
-    return ProbeSet(
-        manifest={**manifest, "counts": _counts(fit, calibration), "coverage": COVERAGE},
-        internal=internal,
-        prior=prior,
-        risk_calibration=risk_calibration,
-        any_false_calibration=fit_budgeted_platt(any_false_logits, any_false, any_false_reduced, "answer-level risk"),
-        confidence=confidence,
-        confidence_calibration=fit_budgeted_platt(confidence_logits, calibration.correct, calibration.reduced, "confidence"),
-        strategy=strategy,
-        strategies=tuple(STRATEGIES[i] for i in states),
-        strategy_temperature=temperature,
-        strategy_thresholds=thresholds,
-        domain=_fit_domain(
-            [a.trace.prompt for a in fit.answers], [a.trace.prompt for a in calibration.answers], [t.prompt for t in outside]
-        ),
+    """Fit every probe that the tables support on one table and calibrate on the other."""
+    absent: dict[str, str] = {}
+    claims, fit_risks = None, np.zeros(0)
+    if reason := why_no_risk(fit.claims, calibration.claims):
+        absent["hallucination_risk"] = reason
+        fit, calibration = replace(fit, claims=empty_claims()), replace(calibration, claims=empty_claims())
+    else:
+        claims, fit_risks = _fit_claims(fit, calibration)
+    if reason := why_no_strategy(fit.claims, calibration.claims):
+        absent["strategy"] = reason
+    if reason := why_no_domain(fit, outside):
+        absent["in_domain"] = reason
+    draft = ProbeSet(
+        manifest={
+            **manifest,
+            "grammar": grammar_of(fit.claims) if claims is not None else None,
+            "counts": _counts(fit, calibration),
+            "coverage": COVERAGE,
+            "absent": absent,
+        },
+        confidence=_fit_confidence(fit, fit_risks),
+        confidence_calibration=_UNCALIBRATED,
+        claims=claims,
+        strategy=None if "strategy" in absent else _fit_strategy(fit.claims, calibration.claims),
+        domain=None if "in_domain" in absent else _fit_domain(_prompts(fit), _prompts(calibration), [t.prompt for t in outside]),
     )
+    features = calibration.confidence_features(published_risks(draft, calibration.claims))
+    logits = draft.confidence.logits(features)[:, 0]
+    return replace(draft, confidence_calibration=fit_budgeted_platt(logits, calibration.correct, calibration.reduced, "confidence"))
+
+
+def why_no_risk(fit: Claims, calibration: Claims) -> str | None:
+    """Why hallucination risk cannot be fitted, or `None` if it can.
+
+    Raises:
+        FitError: claims of a world and words that people marked are mixed.
+    """
+    for claims, part in ((fit, "fit"), (calibration, "calibration")):
+        if not len(claims):
+            return f"none of the answers of the {part} part makes a claim whose truth is known"
+        for reduced in (False, True):
+            labels = claims.label[claims.reduced == reduced]
+            if (part == "calibration" or not reduced) and len(labels) and len(np.unique(labels)) < 2:
+                kind = "reduced" if reduced else "whole"
+                return f"all {len(labels)} claims of the {part} part under a {kind} cache are {'false' if labels[0] else 'true'}"
+    if len(np.unique(fit.label)) < 2:
+        return f"all {len(fit)} claims of the fit part have one label"
+    if len(np.unique(fit.group)) < 2 * FOLDS:
+        return f"the claims of the fit part are of {len(np.unique(fit.group))} groups, at least {2 * FOLDS} are needed"
+    if 0 < (np.concatenate([fit.kinds, calibration.kinds]) == "span").mean() < 1:
+        raise FitError("claims of a world and words that people marked cannot be fitted together: train one probe set on each")
+    return None
+
+
+def grammar_of(claims: Claims) -> str:
+    """The grammar under which claims like these are found again."""
+    return WORDS_GRAMMAR if (claims.kinds == "span").all() else WORLD_GRAMMAR
+
+
+def why_no_strategy(fit: Claims, calibration: Claims) -> str | None:
+    """Why strategy states cannot be fitted, or `None` if they can."""
+    states = strategy_states(fit, calibration)
+    if len(states) >= 2:
+        return None
+    return f"{len(states)} states have {MIN_STATES} claims with a single cause in both parts; record a world with --interventions"
+
+
+def why_no_domain(fit: Table, outside: list[Trace]) -> str | None:
+    """Why it cannot be told whether a prompt is familiar, or `None` if it can."""
+    if not outside:
+        return "no prompts from outside were recorded (introspect record --world outside)"
+    return None if any(p.image_embedding is not None for p in _prompts(fit)) else "no answer of the fit part has a picture"
+
+
+def _prompts(table: Table) -> list[PromptInfo]:
+    return [a.trace.prompt for a in table.answers]
+
+
+def _fit_claims(fit: Table, calibration: Table) -> tuple[ClaimProbe, NDArray[np.float64]]:
+    """The hallucination probe, and out-of-fold risks of the claims that it was fitted on."""
+    internal, prior, fit_logits = fit_risk(fit.claims)
+    held = calibration.claims
+    calibration_logits = risk_logits(internal, prior, held)
+    platt = fit_budgeted_platt(calibration_logits, held.label, held.reduced, "hallucination risk")
+    any_false, logits, reduced = _any_false(calibration, platt(calibration_logits, held.reduced))
+    probe = ClaimProbe(internal, prior, platt, fit_budgeted_platt(logits, any_false, reduced, "answer-level risk"))
+    return probe, platt(fit_logits, fit.claims.reduced)
 
 
 def internal_matrix(claims: Claims) -> NDArray[np.float32]:
@@ -143,7 +277,7 @@ def fit_risk(claims: Claims) -> tuple[LinearProbe, LinearProbe, NDArray[np.float
     tell alone (HaloProbe, arXiv 2604.06165). Their logits add up.
     """
     weights = balancing_weights(balance_cells(claims), claims.label)
-    internal, strength = fit_logistic(internal_matrix(claims), claims.label, claims.group, weights=weights)
+    internal, strength = fit_logistic(internal_matrix(claims), claims.label, claims.group, weights=weights, what="hallucination risk")
     prior, prior_strength = fit_logistic(prior_matrix(claims), claims.label, claims.group, strengths=(0.1, 1.0))
     logits = out_of_fold_logits(internal_matrix(claims), claims.label, claims.group, strength, weights)
     logits += out_of_fold_logits(prior_matrix(claims), claims.label, claims.group, prior_strength)
@@ -164,7 +298,7 @@ def _fit_confidence(table: Table, risks: NDArray[np.float64]) -> LinearProbe:
     longer = np.array([len(a.tokens) > 1 for a in table.answers])
     features = np.concatenate([whole, begun[longer]])
     labels, groups = np.concatenate([table.correct, table.correct[longer]]), np.concatenate([table.groups, table.groups[longer]])
-    return fit_logistic(features, labels, groups)[0]
+    return fit_logistic(features, labels, groups, what="confidence")[0]
 
 
 def _any_false(table: Table, risks: NDArray[np.float64]) -> tuple[NDArray[np.int8], NDArray[np.float64], NDArray[np.bool_]]:
@@ -172,24 +306,22 @@ def _any_false(table: Table, risks: NDArray[np.float64]) -> tuple[NDArray[np.int
     labels, logits, reduced = [], [], []
     for answer in np.unique(table.claims.answer):
         own = table.claims.answer == answer
-        all_true = float(np.log1p(-np.clip(risks[own], 1e-6, 1 - 1e-6)).sum())
         labels.append(int(table.claims.label[own].max()))
-        logits.append(float(np.log(-np.expm1(all_true)) - all_true))
+        logits.append(any_false_logit(risks[own]))
         reduced.append(bool(table.claims.reduced[own][0]))
     return np.array(labels, dtype=np.int8), np.array(logits), np.array(reduced)
 
 
-def _fit_strategy(fit: Claims, calibration: Claims) -> tuple[LinearProbe, list[int], float, tuple[float, ...]]:
-    """The strategy probe on claims with a causal label, its temperature and conformal thresholds.
-
-    Raises:
-        FitError: fewer than two states have enough labelled claims.
-    """
-    states = [
+def strategy_states(fit: Claims, calibration: Claims) -> list[int]:
+    """Indices into `STRATEGIES` of the states with enough labelled claims in both parts."""
+    return [
         s for s in range(len(STRATEGIES)) if (fit.strategy == s).sum() >= MIN_STATES and (calibration.strategy == s).sum() >= MIN_STATES
     ]
-    if len(states) < 2:
-        raise FitError(f"strategy: {len(states)} states have {MIN_STATES} labelled claims; record with --interventions")
+
+
+def _fit_strategy(fit: Claims, calibration: Claims) -> StrategyProbe:
+    """The strategy probe on claims with a causal label, its temperature and conformal thresholds."""
+    states = strategy_states(fit, calibration)
     rows, held = fit.where(np.isin(fit.strategy, states)), calibration.where(np.isin(calibration.strategy, states))
     labels = np.array([states.index(s) for s in rows.strategy], dtype=np.int8)
     held_labels = np.array([states.index(s) for s in held.strategy], dtype=np.int8)
@@ -200,8 +332,8 @@ def _fit_strategy(fit: Claims, calibration: Claims) -> tuple[LinearProbe, list[i
         probe = _two_outputs(probe)
         logits = probe.logits(held.heads)
     temperature = fit_temperature(logits, held_labels)
-    scaled = np.exp(logits / temperature - (logits / temperature).max(axis=1, keepdims=True))
-    return probe, states, temperature, class_thresholds(scaled / scaled.sum(axis=1, keepdims=True), held_labels, 1 - COVERAGE)
+    draft = StrategyProbe(probe, tuple(STRATEGIES[i] for i in states), temperature, ())
+    return replace(draft, thresholds=class_thresholds(draft.probabilities(held.heads), held_labels, 1 - COVERAGE))
 
 
 def _two_outputs(probe: LinearProbe) -> LinearProbe:
@@ -212,14 +344,8 @@ def _two_outputs(probe: LinearProbe) -> LinearProbe:
 
 
 def _fit_domain(fit: list[PromptInfo], calibration: list[PromptInfo], outside: list[PromptInfo]) -> Domain:
-    """What the fit met, and a novelty probe told apart on the calibration pool's prompts from those outside.
-
-    Raises:
-        FitError: no prompts from outside were recorded, or no pictures.
-    """
+    """What the fit met, and a novelty probe told apart on the calibration pool's prompts from those outside."""
     pictures = np.array([p.image_embedding for p in fit if p.image_embedding is not None], dtype=np.float64)
-    if not len(pictures) or not outside:
-        raise FitError("domain: traces with pictures and traces of cases outside the world are needed; record both")
     covariance = LedoitWolf().fit(pictures)
     values, vectors = np.linalg.eigh(covariance.covariance_)
     whitening = (vectors / np.sqrt(np.maximum(values, 1e-9))).T.astype(np.float32)
@@ -239,7 +365,7 @@ def _manifest(name: str, traces: dict[str, Any], inside: list[Trace]) -> dict[st
         "format": FORMAT,
         "name": name,
         "feature_schema": feature_schema_hash(),
-        "grammar": WORLD_GRAMMAR,
+        "matcher": matcher_of(traces),
         "model": {"name": traces["model"], "fingerprint": traces["fingerprint"], "shape": traces["shape"]},
         "budgets": {
             "policies": sorted({b.policy for b in budgets}),
@@ -254,6 +380,8 @@ def _counts(fit: Table, calibration: Table) -> dict[str, dict[str, int]]:
     return {
         part: {
             "answers": len(table.answers),
+            "answers_without_a_label": len(table.unlabelled),
+            "groups": len(set(table.groups.tolist())),
             "wrong_answers": int((table.correct == 0).sum()),
             "claims": len(table.claims),
             "false_claims": int(table.claims.label.sum()),

@@ -110,18 +110,112 @@ def rauq(steps: Sequence[StepTrace], alpha: float = 0.2) -> float:
     return worst
 
 
-SCORES: dict[str, Callable[[Sequence[StepTrace]], float]] = {
-    "mean_logprob": mean_logprob,
-    "min_probability": min_probability,
-    "mean_entropy": mean_entropy,
-    "visual_attention_score": visual_attention_score,
-    "svar": svar,
-    "lookback_ratio": lookback_ratio,
-    "prelim_attention_score": prelim_attention_score,
-    "attention_score": attention_score,
-    "rauq": rauq,
+def perplexity(steps: Sequence[StepTrace]) -> float:
+    """Perplexity of the answer, exp(-mean log-probability); lower is surer."""
+    return float(np.exp(-mean_logprob(steps)))
+
+
+def max_entropy(steps: Sequence[StepTrace]) -> float:
+    """Largest entropy of a token's distribution, nats; lower is surer (half of CES, arXiv 2605.28264, which is fitted)."""
+    return float(max(s.logits.entropy for s in steps if s.logits is not None))
+
+
+def attention_entropy(steps: Sequence[StepTrace]) -> float:
+    """Entropy of attention over the retained entries as a share of its largest value, mean over heads and tokens; lower is sharper."""
+    values = []
+    for row in _producing(steps):
+        group = row.entropy.shape[1] // row.retained.shape[1]
+        count = np.repeat(row.retained.sum(-1), group, axis=1)
+        values.append(np.mean(row.entropy[count > 1] / np.log(count[count > 1])))
+    return float(np.mean(values))
+
+
+def head_consensus(steps: Sequence[StepTrace]) -> float:
+    """Share of a layer's heads that look most at the same entry, mean over layers and tokens."""
+    shares = []
+    for row in _producing(steps):
+        same = row.argmax_position[:, :, None] == row.argmax_position[:, None, :]
+        shares.append(same.sum(2).max(1).mean() / row.argmax_position.shape[1])
+    return float(np.mean(shares))
+
+
+def image_output_share(steps: Sequence[StepTrace]) -> float:
+    """How much of a head's output comes from the picture, mean over heads and tokens; VHD's question (arXiv 2412.13949) in one pass.
+
+    NaN without a retained image entry.
+    """
+    values = [r.image_output_share for r in _producing(steps)]
+    return float(np.nanmean(values)) if any(np.isfinite(v).any() for v in values) else float("nan")
+
+
+def retrieval_share(steps: Sequence[StepTrace]) -> float:
+    """Share of heads whose largest attention is on a prompt token that is the emitted one (retrieval heads, arXiv 2404.15574)."""
+    shares = []
+    for step in steps:
+        if step.heads is None or step.logits is None:
+            continue
+        ids, places = step.prompt.token_ids, step.heads.argmax_position
+        inside = (places >= 0) & (places < len(ids))
+        shares.append(float((inside & (ids[np.clip(places, 0, len(ids) - 1)] == step.token_id)).mean()))
+    return float(np.mean(shares))
+
+
+def waad(steps: Sequence[StepTrace], share: float = 0.3) -> float:
+    """WAAD (arXiv 2510.13554): attention distance (tokens, cut at 10) of the local heads, the `share` that look nearest."""
+    rows = _producing(steps)
+    far = np.mean([r.mean_distance for r in rows], axis=0).ravel()
+    local = np.argsort(far, kind="stable")[: max(1, round(share * far.size))]
+    return float(np.mean([r.windowed_distance.ravel()[local].mean() for r in rows]))
+
+
+def window_retention(steps: Sequence[StepTrace]) -> float:
+    """Share of the prompt window's attention that the budget kept, mean over KV heads and segments; 1 for a whole cache."""
+    retention = steps[0].prompt.retention
+    return float(np.nanmean(retention)) if np.isfinite(retention).any() else float("nan")
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """A training-free score by name.
+
+    Attributes:
+        title: as it is called in reports.
+        source: the paper, or what it is.
+        sign: 1 where a higher value speaks for a right answer, -1 where a lower one does.
+        compute: takes `words_of` the steps of one answer; NaN where the answer does not allow it.
+    """
+
+    title: str
+    source: str
+    sign: int
+    compute: Callable[[Sequence[StepTrace]], float]
+
+    def __call__(self, steps: Sequence[StepTrace]) -> float:
+        """The score of an answer's steps."""
+        return self.compute(steps)
+
+
+SCORES: dict[str, Estimator] = {
+    "mean_logprob": Estimator("mean logprob", "logits", 1, mean_logprob),
+    "perplexity": Estimator("perplexity", "logits", -1, perplexity),
+    "min_probability": Estimator("min probability", "logits", 1, min_probability),
+    "mean_entropy": Estimator("entropy", "logits", -1, mean_entropy),
+    "max_entropy": Estimator("max entropy", "logits; see CES, arXiv 2605.28264", -1, max_entropy),
+    "visual_attention_score": Estimator("VAS", "arXiv 2603.03825", 1, visual_attention_score),
+    "svar": Estimator("SVAR", "arXiv 2411.16724", 1, svar),
+    "lookback_ratio": Estimator("lookback ratio", "arXiv 2407.07071", 1, lookback_ratio),
+    "prelim_attention_score": Estimator("PAS", "arXiv 2511.11502", -1, prelim_attention_score),
+    "attention_score": Estimator("AttentionScore", "LLM-Check, NeurIPS 2024", 1, attention_score),
+    "rauq": Estimator("RAUQ", "arXiv 2505.20045", -1, rauq),
+    "waad": Estimator("WAAD", "arXiv 2510.13554", -1, waad),
+    "retrieval_share": Estimator("retrieval share", "retrieval heads, arXiv 2404.15574", 1, retrieval_share),
+    "image_output_share": Estimator("image output share", "VHD's question, arXiv 2412.13949", 1, image_output_share),
+    "head_consensus": Estimator("head consensus", "this project", 1, head_consensus),
+    "attention_entropy": Estimator("attention entropy", "this project", -1, attention_entropy),
+    "window_retention": Estimator("window retention", "this project", 1, window_retention),
 }
-"""Every score by its name; each takes `words_of` the steps of one answer."""
+"""Every score by its name. FAI (arXiv 2510.13554) is not among them: it needs the attention that each generated token received
+later, which steps do not carry."""
 
 
 @dataclass

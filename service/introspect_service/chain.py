@@ -41,6 +41,10 @@ def record(
     interventions: Annotated[
         bool, typer.Option("--interventions", help="Also measure what moves each claim, for strategy states.")
     ] = False,
+    match: Annotated[
+        str,
+        typer.Option(help="When an answer is right: normalised (but for case and spacing), exact, contains or numeric (the last number)."),
+    ] = "normalised",
     model: Annotated[str, typer.Option(help="A folder or hub id.")] = "embedded",
     heads: Annotated[Path | None, typer.Option(help="Visual-head scores, for sparsemm.", exists=True, dir_okay=False)] = None,
     device: Annotated[str, typer.Option(help="Torch device.")] = "cpu",
@@ -62,8 +66,9 @@ def record(
         engine = Engine(load_model(model, device=device, heads=heads), max_batch=batch_size)
         total = n if world is not None else None
         written = run(
-            chosen, engine, out, budgets=budgets, interventions=interventions, batch_size=batch_size, max_tokens=max_tokens, total=total
-        )
+            chosen, engine, out, budgets=budgets, interventions=interventions, matcher=match, batch_size=batch_size, max_tokens=max_tokens,
+            total=total,
+        )  # fmt: skip
     except (ProbesError, IntrospectError, ValueError) as problem:
         _fail(str(problem))
     typer.echo(f"{written} traces written to {out}")
@@ -74,25 +79,35 @@ def train(
     traces: Annotated[list[Path], typer.Option(help="A folder of traces; may be given again.")],
     out: Annotated[Path, typer.Option(help="Where to write the probe set.")],
     name: Annotated[str, typer.Option(help="The probe set's name and version.")] = "probes-1",
+    target_risk: Annotated[
+        float | None,
+        typer.Option(help="Also choose the confidence over which at most this share of answers is wrong.", show_default="none"),
+    ] = None,
+    delta: Annotated[float, typer.Option(help="Chance that the choice for --target-risk is wrong.")] = 0.1,
 ) -> None:
-    """Fit, calibrate and save a probe set."""
+    """Fit, calibrate and save a probe set: confidence, and what else the labels support."""
     from introspect_probes.errors import ProbesError
     from introspect_probes.train import train as run
 
     try:
-        probes = run(traces, out, name=name)
+        probes = run(traces, out, name=name, target_risk=target_risk, delta=delta)
     except ProbesError as problem:
         _fail(str(problem))
     typer.echo(f"probe set {probes.name} written to {out}")
+    for signal, reason in probes.manifest["absent"].items():
+        typer.echo(f"absent: {signal}: {reason}")
+    if probes.guarantee is not None:
+        own = probes.guarantee
+        typer.echo(f"at most {own.target_risk:.1%} wrong from a confidence of {own.threshold:g} on (delta {own.delta:g})")
 
 
 def evaluate(
     *,
     probes: Annotated[str, typer.Option(help="The folder of a probe set, or embedded.")],
     traces: Annotated[list[Path], typer.Option(help="A folder of traces; may be given again.")],
-    out: Annotated[Path, typer.Option(help="Where to write report.json.")],
+    out: Annotated[Path, typer.Option(help="Where to write report.json and report.html.")],
 ) -> None:
-    """Compare a probe set with its baselines on the test part of traces."""
+    """Compare a probe set with its baselines on the test part of traces: a JSON file and one HTML page."""
     from introspect_probes.errors import ProbesError
     from introspect_probes.evaluation import evaluate as run
     from introspect_probes.probe_set import load_probe_set
@@ -103,6 +118,7 @@ def evaluate(
     except ProbesError as problem:
         _fail(str(problem))
     typer.echo(summary(report))
+    typer.echo(f"\nThe page with plots and cases: {out / 'report.html'}")
 
 
 def parse_condition(text: str) -> Budget:

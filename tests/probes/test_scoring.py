@@ -17,7 +17,7 @@ from introspect_probes.probe_set import ProbeSet, load_probe_set
 from introspect_probes.record import request_of
 from introspect_probes.signals import STRATEGIES
 from introspect_probes.traces import Trace
-from introspect_probes.train import risk_logits
+from introspect_probes.train import published_confidence, published_risks
 from introspect_probes.training_free import SCORES, TrainingFree
 from introspect_probes.worlds.outside import outside_cases
 from introspect_probes.worlds.world import get_world
@@ -25,8 +25,7 @@ from introspect_probes.worlds.world import get_world
 
 def test_a_session_says_what_the_offline_tables_say(probes: ProbeSet, traces: list[Trace]) -> None:
     table = load_table(traces)
-    risks = probes.risk_calibration(risk_logits(probes.internal, probes.prior, table.claims), table.claims.reduced)
-    confidence = probes.confidence_calibration(probes.confidence.logits(table.confidence_features(risks))[:, 0], table.reduced)
+    risks, confidence = published_risks(probes, table.claims), published_confidence(probes, table)
     for number, answer in enumerate(table.answers):
         session = probes.session(answer.trace.prompt)
         for step in answer.trace.steps:
@@ -35,7 +34,7 @@ def test_a_session_says_what_the_offline_tables_say(probes: ProbeSet, traces: li
         own = risks[table.claims.answer == number]
         np.testing.assert_allclose([s.hallucination_risk for s in signal.spans], own, atol=1e-6)
         assert signal.in_domain is not None
-        assert signal.confidence == pytest.approx(confidence[number] * signal.in_domain, abs=1e-6)
+        assert signal.confidence == pytest.approx(confidence[number], abs=1e-6)
 
 
 def test_signals_are_probabilities_and_revised_once(probes: ProbeSet, traces: list[Trace]) -> None:
@@ -55,8 +54,9 @@ def test_signals_are_probabilities_and_revised_once(probes: ProbeSet, traces: li
 
 
 def test_strategies_are_known_states(probes: ProbeSet) -> None:
-    assert set(probes.strategies) <= set(STRATEGIES)
-    assert len(probes.strategy_thresholds) == len(probes.strategies)
+    assert probes.strategy is not None
+    assert set(probes.strategy.states) <= set(STRATEGIES)
+    assert len(probes.strategy.thresholds) == len(probes.strategy.states)
 
 
 def test_a_photograph_and_unknown_words_are_outside(probes: ProbeSet, engine: Engine) -> None:
@@ -72,7 +72,7 @@ def test_a_photograph_and_unknown_words_are_outside(probes: ProbeSet, engine: En
 
 def test_questions_of_the_world_are_inside(probes: ProbeSet, engine: Engine) -> None:
     cases = list(get_world("digits").cases(40, seed=12, pool="test"))
-    inside = [probes.domain.probability(next(iter(engine.generate([request_of(c, Budget())]))).prompt) for c in cases]
+    inside = [probes.in_domain(next(iter(engine.generate([request_of(c, Budget())]))).prompt) for c in cases]
     assert np.mean(np.array(inside) > 0.5) >= 0.9
 
 
@@ -99,7 +99,8 @@ def test_a_budget_it_was_not_fitted_for_gets_no_probability(probes: ProbeSet, tr
         assert not signal.calibrated
         assert signal.note is not None
         assert word in signal.note
-        assert set(signal.scores) == set(SCORES)
+        assert set(signal.scores) <= set(SCORES)
+        assert set(SCORES) - set(signal.scores) <= {"image_output_share", "window_retention"}
 
 
 def test_another_model_is_refused_or_marked(probes: ProbeSet, engine: Engine, traces: list[Trace]) -> None:

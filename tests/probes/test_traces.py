@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from introspect.engine import Engine
 from introspect.types import Budget
@@ -18,7 +17,6 @@ from introspect_probes.probe_set import load_probe_set
 from introspect_probes.record import answer_cases, record
 from introspect_probes.traces import HEAD_FIELDS, TraceWriter, head_dtype, manifest_of, read_traces
 from introspect_probes.train import train
-from introspect_probes.worlds.cases import Case
 from introspect_probes.worlds.world import get_world
 
 
@@ -68,11 +66,7 @@ def test_foreign_traces_are_refused(engine: Engine, tmp_path: Path) -> None:
         list(read_traces(tmp_path))
 
 
-def test_traces_without_claims_or_of_one_pool_are_named_not_a_traceback(engine: Engine, tmp_path: Path) -> None:
-    answer_only = [Case(f"own-{i}", "question", "is there a 7 ?", ("yes",), f"g{i}", image=Image.new("RGB", (96, 96))) for i in range(12)]
-    record(answer_only, engine, tmp_path / "own")
-    with pytest.raises(FitError, match="makes a claim"):
-        train([tmp_path / "own"], tmp_path / "out", name="x")
+def test_traces_of_one_pool_are_named_not_a_traceback(engine: Engine, tmp_path: Path) -> None:
     record(get_world("digits").cases(4, seed=1, pool="test", kinds=["digit_at"]), engine, tmp_path / "test-pool")
     with pytest.raises(FitError, match="record cases of pool probe"):
         train([tmp_path / "test-pool"], tmp_path / "out", name="x")

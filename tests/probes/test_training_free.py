@@ -11,12 +11,21 @@ from introspect.types import StepTrace
 from introspect_kernels import Segment
 from introspect_probes.traces import Trace
 from introspect_probes.training_free import (
+    SCORES,
+    attention_entropy,
     attention_score,
+    head_consensus,
+    image_output_share,
     lookback_ratio,
+    max_entropy,
     mean_logprob,
+    perplexity,
     prelim_attention_score,
     rauq,
+    retrieval_share,
     visual_attention_score,
+    waad,
+    window_retention,
 )
 
 
@@ -35,12 +44,21 @@ def steps(traces: list[Trace]) -> list[StepTrace]:
         retained[..., Segment.IMAGE], retained[..., Segment.TEMPLATE], retained[..., Segment.GENERATED] = 6, 2, 1
         previous = np.full(shape, 0.1, dtype=np.float32)
         previous[:, 2] = 0.5
+        looked_at = np.full(shape, 3, dtype=np.int32)
+        looked_at[:, :2] = 1 + index  # two heads look at the token that was just emitted, or past the prompt
+        far, near = np.full(shape, 30, dtype=np.float32), np.full(shape, 10, dtype=np.float32)
+        far[0, :], near[0, :] = 2, 1.5
         heads = replace(
-            template.heads, mass=mass, retained=retained, self_mass=np.full(shape, np.exp(-2), dtype=np.float32), previous_mass=previous
-        )
+            template.heads, mass=mass, retained=retained, self_mass=np.full(shape, np.exp(-2), dtype=np.float32), previous_mass=previous,
+            argmax_position=looked_at, mean_distance=far, windowed_distance=near, entropy=np.full(shape, np.log(3), dtype=np.float32),
+            image_output_share=np.full(shape, 0.25 + 0.1 * index, dtype=np.float32),
+        )  # fmt: skip
         logits = replace(template.logits, logprob=-0.5 * index)
         made.append(replace(template, index=index, heads=heads, logits=logits if index < 3 else None, token_id=5 if index < 3 else -1))
-    return made
+    ids = np.array([9, 5, 7, 7], dtype=np.int64)  # token 5, which is said each time, stands at position 1
+    retention = np.array([0.5, 1.0, np.nan, 0.75], dtype=np.float32).reshape(2, 2, 1)
+    prompt = replace(template.prompt, token_ids=ids, retention=retention)
+    return [replace(step, prompt=prompt) for step in made]
 
 
 def test_scores_follow_their_formulas(steps: list[StepTrace]) -> None:
@@ -56,3 +74,32 @@ def test_scores_follow_their_formulas(steps: list[StepTrace]) -> None:
         confidence.append(0.2 * np.exp(logprob) + 0.8 * 0.5 * confidence[-1])
     assert rauq(steps) == pytest.approx(1 - np.mean(np.log(confidence)), rel=1e-5)
     assert layers > 2
+
+
+def test_further_scores_follow_their_formulas(steps: list[StepTrace]) -> None:
+    assert steps[0].heads is not None
+    layers, heads = steps[0].heads.lse.shape
+    assert perplexity(steps) == pytest.approx(np.exp(0.5))
+    assert max_entropy(steps) == pytest.approx(max(s.logits.entropy for s in steps if s.logits is not None))
+    assert attention_entropy(steps) == pytest.approx(np.log(3) / np.log(9), rel=1e-5)  # nine entries are retained
+    # at t = 2 the two heads look at 3, like all others; before that they are a minority
+    assert head_consensus(steps) == pytest.approx((2 * (heads - 2) / heads + 1) / 3, rel=1e-5)
+    assert image_output_share(steps) == pytest.approx(0.35, rel=1e-5)
+    assert retrieval_share(steps) == pytest.approx((2 / heads) / 3, rel=1e-5)  # only at t = 0 do they look at position 1
+    # three tenths of the heads look nearest; the first layer's come first, any more are far
+    local = round(0.3 * layers * heads)
+    near = min(local, heads)
+    assert waad(steps) == pytest.approx((1.5 * near + 10 * (local - near)) / local, rel=1e-5)
+    assert window_retention(steps) == pytest.approx(0.75, rel=1e-5)
+
+
+def test_what_an_answer_does_not_allow_is_not_a_number(steps: list[StepTrace]) -> None:
+    blind = [replace(s, heads=replace(s.heads, image_output_share=np.full_like(s.heads.lse, np.nan))) for s in steps if s.heads is not None]
+    assert np.isnan(image_output_share(blind))
+    prompt = replace(steps[0].prompt, retention=np.full((2, 2, 1), np.nan, dtype=np.float32))
+    assert np.isnan(window_retention([replace(s, prompt=prompt) for s in steps]))
+
+
+def test_every_score_has_a_source_and_a_direction() -> None:
+    assert all(e.sign in (-1, 1) and e.source and e.title for e in SCORES.values())
+    assert len({e.title for e in SCORES.values()}) == len(SCORES)

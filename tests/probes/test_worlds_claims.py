@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from introspect_probes.embedded.tokenizer import build_tokenizer, world_words
+from introspect_probes.matching import normalise
 from introspect_probes.worlds.cases import Case
-from introspect_probes.worlds.claims import CLAIM_KINDS, claims_in_answer_tokens, judge, normalise
+from introspect_probes.worlds.claims import CLAIM_KINDS, claims_in_answer_tokens, judge
 from introspect_probes.worlds.digits import pool_by_digit
 from introspect_probes.worlds.questions import ASKERS
 from introspect_probes.worlds.scene import Cell, Scene
@@ -230,9 +231,10 @@ def test_a_users_own_case_is_matched_as_a_whole():
 
 def test_marked_spans_are_the_claims_of_the_marked_answer():
     case = Case("s", "question", "Describe.", ("A cat on a mat.", "A dog."), "g", spans=((11, 14), (2, 5)))
-    assert said(case, "A cat on a mat.") == (False, [("span", "cat", False), ("span", "mat", False)])
+    words = [("A", True), ("cat", False), ("on", True), ("a", True), ("mat", False)]
+    assert said(case, "A cat on a mat.") == (False, [("span", word, truth) for word, truth in words])
     assert said(case, "A dog.") == (True, [])
-    assert said(replace(case, spans=()), "A cat on a mat.") == (True, [])
+    assert said(replace(case, spans=()), "A cat on a mat.") == (True, [("span", word, True) for word, _ in words])
 
 
 @pytest.mark.parametrize(("text", "normal"), [(" Row 1 ,row 2 . ", "row 1, row 2"), ("a  b\n", "a b"), ("3 .", "3"), ("", "")])

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from introspect_probes.matching import Matcher, normalise, normalised
 from introspect_probes.worlds.cases import Case
 from introspect_probes.worlds.facts import RELATIONS
 from introspect_probes.worlds.questions import HIDDEN, NONE, NOWHERE
@@ -24,7 +25,7 @@ from introspect_probes.worlds.scene import COLOR_NAMES
 
 ClaimKind = Literal["digit", "color", "place", "existence", "count", "sum", "fact", "none", "span"]
 CLAIM_KINDS: tuple[ClaimKind, ...] = get_args(ClaimKind)
-"""`span` is a stretch of a user's own answer that the user marked as false."""
+"""`span` is a word of an answer in which somebody marked what is false."""
 
 NOTHING = "nothing"
 _ONE_WORD: dict[str, ClaimKind] = {
@@ -51,6 +52,7 @@ _NOTHING = re.compile(rf"\s*({NOTHING})\b", _FLAGS)
 _ADDEND = re.compile(rf"\s*{_NUMBER}", _FLAGS)
 _JOINT = re.compile(r"\s*(plus|is)\b", _FLAGS)
 _END = re.compile(r"\s*\.?\s*")
+_WORDS = re.compile(r"\w(?:\S*\w)?")
 
 
 @dataclass(frozen=True)
@@ -89,20 +91,14 @@ class Judgement:
         return any(claim.is_false for claim in self.claims)
 
 
-def normalise(text: str) -> str:
-    """The form in which answers are compared: lower case, one space, none before punctuation, no full stop at the end."""
-    spaced = re.sub(r"\s*([,.;:?!])\s*", r"\1 ", text.lower())
-    return " ".join(spaced.split()).removesuffix(".")
-
-
-def judge(case: Case, text: str) -> Judgement:
+def judge(case: Case, text: str, matches: Matcher = normalised) -> Judgement:
     """Judge an answer to a case.
 
-    `is_correct` is a match with an accepted answer after `normalise`; a
+    `is_correct` is what `matches` says of the text and the accepted answers; a
     description may name the objects in any order. What cannot be read carries no
-    claims, and never raises. Where the user marked false `spans` in the first
-    expected answer and the text is that answer, the spans are its claims and the
-    answer is not correct.
+    claims. Where the user gave the false `spans` of the first expected answer and
+    the text is that answer, each of its words is a claim, false inside a span, and
+    the answer is not correct if any is.
 
     - One-word answers are one claim of the kind the question asks for.
     - `where`: the row number and the column number are place claims, each judged by itself.
@@ -110,7 +106,7 @@ def judge(case: Case, text: str) -> Judgement:
       colour and digit, or `hidden`, are judged at the place that was stated.
     - `add_row`: each addend is judged against the row's digit of the same rank, the total against the row's sum.
     """
-    exact = normalise(text) in {normalise(answer) for answer in case.answers}
+    exact = matches(text, case.answers)
     if case.spans is not None:
         return _judge_spans(case, text, exact)
     if case.kind == "describe":
@@ -155,11 +151,17 @@ class _Claims:
 
 def _judge_spans(case: Case, text: str, exact: bool) -> Judgement:
     claims = _Claims(text)
-    if case.spans and text == case.answers[0]:
-        for start, end in sorted(case.spans):
-            if 0 <= start < end <= len(text):
-                claims.add((start, end), "span", is_true=False, evidence=())
-    return Judgement(exact and not claims.found, tuple(claims.found))
+    if text == case.answers[0]:
+        for start, end in words(text):
+            is_true = not any(start < stop and begin < end for begin, stop in case.spans or ())
+            claims.add((start, end), "span", is_true=is_true, evidence=())
+    judgement = Judgement(exact, tuple(claims.found))
+    return Judgement(exact and not judgement.has_false_claim, judgement.claims)
+
+
+def words(text: str) -> list[tuple[int, int]]:
+    """Start and end of each word, punctuation at its ends aside."""
+    return [match.span() for match in _WORDS.finditer(text)]
 
 
 def _claim_word(case: Case, claims: _Claims, kind: ClaimKind) -> None:

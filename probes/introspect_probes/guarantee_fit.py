@@ -1,0 +1,91 @@
+"""Choosing the threshold of a `Guarantee`: MAPIE's Learn-then-Test on one random answer of each independent group."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import numpy as np
+from mapie.risk_control import BinaryClassificationController, precision
+from numpy.typing import NDArray
+
+from introspect_probes.errors import FitError
+from introspect_probes.guarantee import Guarantee
+
+Floats = NDArray[np.floating]
+GRID = np.round(np.arange(0.99, 0.0, -0.01), 2)
+"""Thresholds, strictest first; preset, so that no label chooses them."""
+
+
+def choose_threshold(
+    confidence: Floats,
+    correct: NDArray[np.integer],
+    groups: NDArray[np.str_],
+    reference: Floats,
+    *,
+    target_risk: float,
+    delta: float,
+    seed: int = 0,
+) -> Guarantee:
+    """The smallest threshold over which at most `target_risk` of the answers are wrong, with probability 1 - `delta`.
+
+    Every threshold's hypothesis "more are wrong" is tested with the Hoeffding-Bentkus p-value among the accepted
+    answers, from the strictest on, until one cannot be rejected (fixed sequence). The sequence begins at the
+    strictest threshold at which, judging by `reference`, enough answers will be accepted for a rejection to be
+    possible at all; labels and confidences of the test play no part in that.
+
+    Args:
+        confidence: `[answers]`, as published, of answers that no probe was fitted or calibrated on.
+        correct: 1 right, 0 wrong.
+        groups: independent groups; one random answer of each is used.
+        reference: confidences of other answers, such as those of the fit.
+        target_risk: largest share of wrong answers among the accepted, alpha.
+        delta: chance of a wrong choice.
+        seed: of the random answers.
+
+    Raises:
+        FitError: there are too few groups, or no threshold can be shown to keep the promise.
+    """
+    if not (0 < target_risk < 1 and 0 < delta < 1):
+        raise FitError(f"expected a target risk and a delta between 0 and 1, got {target_risk} and {delta}")
+    rows = one_of_each(groups, seed)
+    fewest = math.ceil(math.log(delta) / math.log1p(-target_risk))
+    share = np.array([float((reference >= threshold).mean()) for threshold in GRID])
+    possible = np.flatnonzero(share * len(rows) >= 2 * fewest)
+    if not len(possible):
+        raise FitError(
+            f"a guarantee of {target_risk:.1%} at delta {delta:g} needs at least {2 * fewest} groups whose answers are accepted, there are "
+            f"{len(rows)} groups in all; record more groups, or give a larger --target-risk or --delta"
+        )
+    grid = GRID[possible[0] :]
+    chosen, right = np.asarray(confidence)[rows], np.asarray(correct)[rows]
+    controller = BinaryClassificationController(
+        lambda values: np.column_stack([1 - values, values]),
+        precision,
+        1 - target_risk,
+        confidence_level=1 - delta,
+        list_predict_params=grid,
+        fwer_method="fixed_sequence",
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that no threshold was found is said below, in our words
+        controller.calibrate(chosen, right)
+    valid = np.asarray(controller.valid_predict_params, dtype=float)
+    if not len(valid):
+        accepted = chosen >= grid[0]
+        raise FitError(
+            f"no threshold can be shown to keep wrong answers under {target_risk:.1%} with probability {1 - delta:.0%}: of the "
+            f"{int(accepted.sum())} answers with a confidence of at least {grid[0]:g}, {int((right[accepted] == 0).sum())} are wrong; "
+            "record more groups, or give a larger --target-risk or --delta"
+        )
+    threshold = float(valid.min())
+    accepted = chosen >= threshold
+    return Guarantee(target_risk, delta, threshold, len(rows), int(accepted.sum()), int((right[accepted] == 0).sum()))
+
+
+def one_of_each(groups: NDArray[np.str_], seed: int = 0) -> NDArray[np.int64]:
+    """One random row of each group."""
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(groups))
+    _, first = np.unique(np.asarray(groups)[order], return_index=True)
+    return np.sort(order[first])
