@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -28,6 +28,27 @@ def register(app: typer.Typer) -> None:
 @bench.callback()
 def about() -> None:
     """Measure; the last line of output is one JSON row with its provenance."""
+
+
+@bench.command()
+def kernels(
+    *,
+    device: DeviceOption = "cpu",
+    out: OutOption = None,
+    quick: QuickOption = False,
+    static: Annotated[bool, typer.Option(help="Also compile the Triton kernels for GPUs, and count; needs Triton and minutes.")] = False,
+) -> None:
+    """Attention with its statistics on and off, beside SDPA and eager attention; wrong results are not timed."""
+    from introspect_kernels.errors import KernelError
+    from introspect_service.bench_kernels import run
+
+    if device != "cpu" and not device.startswith("cuda"):
+        _fail(f"--device must be cpu or cuda, got {device!r}")
+    try:
+        row = run(device, quick=quick, static=static)
+    except KernelError as problem:
+        _fail(str(problem))
+    finish(row, out, "kernels", quick=quick)
 
 
 def finish(row: dict[str, Any], out: Path | None, part: str, *, quick: bool) -> None:
@@ -53,3 +74,8 @@ def _dated(row: dict[str, Any], part: str) -> Path | None:
         return None
     stamp = str(row["provenance"]["date"])[:16].replace("-", "").replace(":", "")
     return root / part / "benchmarks" / "results" / f"{str(row['benchmark']).replace(' ', '-')}-{stamp}.json"
+
+
+def _fail(message: str) -> NoReturn:
+    typer.echo(f"introspect: {message}", err=True)
+    raise typer.Exit(1)

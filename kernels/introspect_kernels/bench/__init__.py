@@ -1,0 +1,1 @@
+"""Measurements of the kernels: what `introspect bench kernels` runs."""
