@@ -7,6 +7,7 @@ statistic that is nearly right would look like one that is.
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,7 +83,8 @@ class _TrialPass:
         self.problems |= {why for name, why in _UNMEASURED.items() if kwargs.get(name) is not None}
         self.heads[layer] = (q.shape[1], k.shape[1])
         self.windows[layer] = kwargs.get("sliding_window")
-        out: torch.Tensor = sdpa_attention_forward(module, q, k, v, mask, **kwargs)[0]
+        known = {name: value for name, value in kwargs.items() if name not in _UNMEASURED}
+        out: torch.Tensor = sdpa_attention_forward(module, q, k, v, mask, **known)[0]
         return out
 
 
@@ -123,10 +125,20 @@ def layer_windows(model: Any, *, num_layers: int, num_heads: int, num_kv_heads: 
         raise ModelLoadError(f"{kind}: {what} not go through the attention interface of transformers, so they cannot be measured")
     if not torch.allclose(model.lm_head(hidden), model(input_ids=token_ids, use_cache=False).logits, atol=1e-3, rtol=1e-3):
         raise ModelLoadError(f"{kind}: the model changes its logits after its head, so that log-probabilities would be wrong")
+    kinds = kinds_input_of(model)
+    if kinds is not None:
+        given = model.model(input_ids=token_ids, use_cache=False, **{kinds: torch.zeros_like(token_ids)}).last_hidden_state
+        if not torch.allclose(hidden, given, atol=1e-3, rtol=1e-3):
+            raise ModelLoadError(f"{kind}: prompt tokens attend to later ones (a prefix mask), so the last one cannot be decoded by itself")
     windows = tuple(None if w is None or w >= max_context else int(w) for w in (trial.windows[i] for i in range(num_layers)))
     if None not in windows:
         raise ModelLoadError(f"{kind}: every layer has a sliding window of {max(w or 0 for w in windows)}: there is no cache to budget")
     return windows
+
+
+def kinds_input_of(model: Any) -> str | None:
+    """The input that marks image tokens for the attention mask, where the model has one."""
+    return "token_type_ids" if "token_type_ids" in inspect.signature(model.model.forward).parameters else None
 
 
 def language_model_of(model: Any) -> torch.nn.Module:

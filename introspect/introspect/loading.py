@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -14,7 +13,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from introspect import attention
 from introspect.errors import ModelLoadError
-from introspect.inspection import image_token_of, language_model_of, layer_windows, refuse_unsupported
+from introspect.inspection import image_token_of, kinds_input_of, language_model_of, layer_windows, refuse_unsupported
 
 EMBEDDED = "embedded"
 HEADS_FILE = "visual_heads.json"
@@ -120,6 +119,8 @@ def load_model(
         model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=compute, use_safetensors=True)
         model = model.to(device).eval()
         processor = AutoProcessor.from_pretrained(folder)
+        if not hasattr(processor, "image_processor"):
+            raise ValueError(f"expected a processor with an image processor, found only {type(processor).__name__}")
     except (OSError, ValueError, ImportError, KeyError) as problem:
         raise ModelLoadError(f"cannot load {name_or_path!r} as an image-text-to-text model: {problem}") from problem
     loaded = prepare(name_or_path, model, processor, fingerprint_of(folder))
@@ -139,7 +140,10 @@ def prepare(name: str, model: Any, processor: Any, fingerprint: str) -> LoadedMo
     """
     attention.install()
     refuse_unsupported(model.config)
-    model.set_attn_implementation({"text_config": attention.NAME})
+    try:
+        model.set_attn_implementation({"text_config": attention.NAME})
+    except ValueError as problem:
+        raise ModelLoadError(f"{model.config.model_type}: its language model takes no attention function of ours: {problem}") from problem
     text = model.config.get_text_config(decoder=True)
     sizes = {
         "num_layers": text.num_hidden_layers,
@@ -160,7 +164,7 @@ def prepare(name: str, model: Any, processor: Any, fingerprint: str) -> LoadedMo
         image_token_id=image_token_of(model.config),
         eos_ids=eos_ids,
         windows=layer_windows(model, **sizes),
-        kinds_input="token_type_ids" if "token_type_ids" in inspect.signature(model.model.forward).parameters else None,
+        kinds_input=kinds_input_of(model),
         **sizes,
     )
 

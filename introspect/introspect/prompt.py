@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -98,7 +100,8 @@ def encoded_from_inputs(
             "shorten the prompt or lower max_tokens"
         )
     positions, following = rotary_positions(loaded, inputs)
-    pixels = {name: value for name, value in inputs.items() if name not in _PER_TOKEN}
+    taken = inspect.signature(loaded.model.model.forward).parameters
+    pixels = {name: value for name, value in inputs.items() if name in taken and name not in _PER_TOKEN}
     return EncodedPrompt(request, token_ids, segments, positions, following, pixels, image_grids(loaded, token_ids, pixels))
 
 
@@ -157,33 +160,66 @@ def token_segments(
     """The segment of every prompt token.
 
     `plain` are the rendered prompt's tokens with one placeholder a picture and
-    `expanded` those the model gets, one placeholder an image token; both are
-    walked together.
+    `expanded` those the model gets. Only the tokens that image features go to
+    are of the image segment; what a processor writes around them (row ends,
+    tile names, start and end of a picture) is template.
 
     Raises:
         RequestError: the two do not match, so that origins cannot be told.
     """
-    image = loaded.image_token_id
     segments = np.full(len(expanded), int(Segment.TEMPLATE), dtype=np.uint8)
+    ids = np.array(expanded)
+    image = ids == loaded.image_token_id
+    places = [i for i, token in enumerate(plain) if token == placeholder_of(loaded, plain)]
     cursor = 0
-    for token, (start, stop) in zip(plain, offsets, strict=True):
-        while cursor < len(expanded) and expanded[cursor] == image:
-            segments[cursor] = Segment.IMAGE
-            cursor += 1
-        if token == image:
-            continue
-        if cursor >= len(expanded) or expanded[cursor] != token:
-            raise RequestError("the processor rewrites the prompt's text, so its tokens cannot be traced")
-        if stop > start:
-            segments[cursor] = origins[stop - 1]
-        cursor += 1
-    while cursor < len(expanded) and expanded[cursor] == image:
-        segments[cursor] = Segment.IMAGE
-        cursor += 1
-    if cursor != len(expanded):
-        raise RequestError("the processor adds text to the prompt, so its tokens cannot be traced")
+    for begin, end in pairwise([-1, *places, len(plain)]):
+        piece, own = plain[begin + 1 : end], offsets[begin + 1 : end]
+        if begin >= 0:
+            cursor = _after_first_image_token(image, cursor)
+        at, dropped, length = _find(ids, piece, cursor, is_first=begin < 0, is_last=end == len(plain))
+        for number, (start, stop) in enumerate(own[dropped : dropped + length], at):
+            if stop > start:
+                segments[number] = origins[stop - 1]
+        if dropped and at > cursor:  # what stands there ends where the dropped token ends
+            segments[at - 1] = origins[own[0][1] - 1]
+        cursor = at + length
+    segments[image] = Segment.IMAGE
     segments[0] = Segment.SINK
     return segments
+
+
+def placeholder_of(loaded: LoadedModel, plain: list[int]) -> int:
+    """The token that stands for a whole picture before the processor expands it; Gemma 3 writes its start token there."""
+    other = getattr(loaded.model.config, "boi_token_index", None)
+    return loaded.image_token_id if other is None or loaded.image_token_id in plain else int(other)
+
+
+def _after_first_image_token(image: NDArray[np.bool_], cursor: int) -> int:
+    found = np.flatnonzero(image[cursor:])
+    if not len(found):
+        raise RequestError("the processor writes fewer pictures than the prompt has, so its tokens cannot be traced")
+    return cursor + int(found[0]) + 1
+
+
+def _find(ids: NDArray[np.int64], piece: list[int], cursor: int, *, is_first: bool, is_last: bool) -> tuple[int, int, int]:
+    """Where a piece of text between pictures stands in `ids`, from `cursor` on.
+
+    Where the processor writes text around a picture, the token at a piece's edge
+    may have merged with it; so a piece may miss one token at either end that is a picture's.
+
+    Returns:
+        Start, how many of the piece's first tokens are not there, and how many tokens are.
+    """
+    for late, early in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        if late + early and (late + early >= len(piece) or (late and is_last) or (early and is_first)):
+            continue
+        core = np.array(piece[early : len(piece) - late], dtype=np.int64)
+        last = len(ids) - len(core)
+        starts = [0] if is_first else [last] if is_last else range(cursor, last + 1)
+        for start in starts:
+            if cursor <= start <= last and (ids[start : start + len(core)] == core).all() and not (is_first and is_last and last):
+                return start, early, len(core)
+    raise RequestError("the processor rewrites the prompt's text, so its tokens cannot be traced")
 
 
 def rotary_positions(loaded: LoadedModel, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
@@ -200,14 +236,31 @@ def rotary_positions(loaded: LoadedModel, inputs: dict[str, torch.Tensor]) -> tu
 
 
 def image_grids(loaded: LoadedModel, token_ids: torch.Tensor, pixels: dict[str, torch.Tensor]) -> tuple[tuple[int, int], ...]:
-    """Rows and columns of each picture's tokens; empty where they form no single grid."""
-    count = int((token_ids == loaded.image_token_id).sum())
-    grid = pixels.get("image_grid_thw")
-    if grid is not None:
+    """Rows and columns of each picture's tokens; empty where they form no single grid, or nothing tells which.
+
+    Several tiles of one picture, rows of any resolution with a token at their
+    end, and a picture beside its own crops are no single grid.
+    """
+    if "image_grid_thw" in pixels:
         merge = int(loaded.model.config.vision_config.spatial_merge_size)
-        return tuple((int(h) // merge, int(w) // merge) for _, h, w in grid)
-    pictures = pixels["pixel_values"].shape[0] if "pixel_values" in pixels and pixels["pixel_values"].dim() == 4 else 0
-    if not pictures or count % pictures:
+        grids = tuple((int(h) // merge, int(w) // merge) for _, h, w in pixels["image_grid_thw"])
+    elif loaded.model.config.model_type == "mistral3":
+        side = int(loaded.model.config.vision_config.patch_size) * int(loaded.model.config.spatial_merge_size)
+        grids = tuple((int(h) // side, int(w) // side) for h, w in pixels.get("image_sizes", ()))
+    else:
+        grids = _square_grids(loaded, token_ids, pixels)
+    return grids if sum(rows * columns for rows, columns in grids) == int((token_ids == loaded.image_token_id).sum()) else ()
+
+
+def _square_grids(loaded: LoadedModel, token_ids: torch.Tensor, pixels: dict[str, torch.Tensor]) -> tuple[tuple[int, int], ...]:
+    """One square for each entry of `pixel_values`, where the prompt shows that each is a picture of its own."""
+    values = pixels.get("pixel_values")
+    if values is None or values.dim() != 4:
         return ()
-    side = round((count / pictures) ** 0.5)
-    return ((side, side),) * pictures if side * side * pictures == count else ()
+    places = (token_ids == loaded.image_token_id).nonzero().flatten().tolist()
+    runs = 1 + sum(after > before + 1 for before, after in pairwise(places))
+    pictures = len(values)
+    if runs not in (1, pictures) or (runs == 1 < pictures and loaded.model.config.model_type != "llava"):
+        return ()
+    side = round((len(places) / pictures) ** 0.5)
+    return ((side, side),) * pictures
