@@ -150,6 +150,52 @@ def watch(
 
 
 bench.register(app)
+
+
+@app.command()
+def consume(
+    *,
+    group: Annotated[str, typer.Option("--group", help="Consumers of one group share its events.")],
+    name: Annotated[
+        str | None, typer.Option("--name", help="Of this consumer, unique in its group.", show_default="host and process")
+    ] = None,
+    redis: Annotated[str | None, typer.Option("--redis", help="The stream's server.", show_default="the embedded one")] = None,
+    start: Annotated[str, typer.Option("--from", help="Where a new group begins: 0, $ or the id of an entry.")] = "0",
+    types: Annotated[list[str] | None, typer.Option("--type", help="Such as alert; may be given again.", show_default="all")] = None,
+    claim_seconds: Annotated[float, typer.Option("--claim-seconds", help="When an unfinished event is taken over.", min=0.1)] = 60.0,
+    idle_seconds: Annotated[float | None, typer.Option("--idle-seconds", help="End after so long without an event.", min=0.1)] = None,
+) -> None:
+    """Print events as a member of a group, which share the work; an event is done when it is printed."""
+    from redis.exceptions import RedisError
+
+    from introspect_service.consumer import Consumer
+    from introspect_service.events import SignalEvent
+    from introspect_service.reader import DEFAULT_URL
+
+    def show(event: SignalEvent) -> None:
+        typer.echo(event.model_dump_json(serialize_as_any=True))
+
+    try:
+        consumer = Consumer(
+            show, group=group, url=redis or DEFAULT_URL, name=name, start=start, claim_seconds=claim_seconds,
+            types=[kind if "." in kind else f"introspect.{kind}.v1" for kind in types or ()],
+        )  # fmt: skip
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: consumer.stop())
+        consumer.run(idle_seconds=idle_seconds)
+        consumer.close()
+    except (RedisError, ValueError) as problem:
+        _fail(str(problem))
+
+
+@app.command()
+def asyncapi() -> None:
+    """Print the stream's AsyncAPI description, as service/asyncapi.json has it."""
+    from introspect_service.asyncapi import asyncapi_text
+
+    typer.echo(asyncapi_text(), nl=False)
+
+
 chain.register(app)
 score_heads.register(app)
 

@@ -20,6 +20,9 @@ from introspect_service.signals import AnswerIntrospection, BudgetReport, Sparse
 
 STREAM_KEY = "introspect:v1:signals"
 
+DEAD_KEY = "introspect:v1:dead"
+"""The stream of entries that some group's consumers could not handle, with what became of them."""
+
 
 class EventData(Sparse):
     """The `data` of an event.

