@@ -69,8 +69,10 @@ def budget_accuracy(
     Returns:
         A benchmark row. Each entry of `rows` has `policy`, `ratio`, `nominal` and `effective` (mean entries per KV head), and
         `[value, low, high]` for `false_rate` (false claims among the claims of descriptions), `missing_rate` (objects of the
-        scene that a description leaves out), `exact` (descriptions right as a whole) and `exact_other` (other questions),
-        intervals from a bootstrap over scenes. `against_random` is the false rate minus random eviction's, paired by scene.
+        scene that a description leaves out), `wrong` (false claims and objects left out, of claims and objects together, for a
+        policy must not win by saying little), `exact` (descriptions right as a whole) and `exact_other` (other questions),
+        intervals from a bootstrap over scenes. `against_random` and `wrong_against_random` are the false rate and `wrong` less
+        random eviction's, paired by scene.
     """
     chosen = tuple(policies or (p for p in available_policies() if p != "full" and not p.endswith("-paper")))
     cases = _cases(scenes, pool, seed)
@@ -127,23 +129,41 @@ def _judged(case: Case, text: str, kept: tuple[float, float]) -> Outcome:
 def _row(policy: str, ratio: float, found: Sequence[Outcome], null: Sequence[Outcome] | None, draws: NDArray[np.int64]) -> dict[str, Any]:
     long = [o for o in found if o.describes]
     short = [o for o in found if not o.describes]
-    false, claims = _column(long, "false_claims"), _column(long, "claims")
     row: dict[str, Any] = {
         "policy": policy,
         "ratio": ratio,
         "nominal": round(float(np.mean([o.nominal for o in found])), 4),
         "effective": round(float(np.mean([o.effective for o in found])), 4),
-        "false_rate": _interval(false, claims, draws),
+        "false_rate": _interval(*_false(long), draws),
         "missing_rate": _interval(_column(long, "missing"), _column(long, "objects"), draws),
+        "wrong": _interval(*_wrong(long), draws),
         "exact": _interval(_column(long, "is_correct"), np.ones(len(long)), draws),
         "exact_other": _interval(_column(short, "is_correct"), np.ones(len(short)), draws),
     }
     if null is not None and policy != NULL:
         other = [o for o in null if o.describes]
-        ours, theirs = _resampled(false, claims, draws), _resampled(_column(other, "false_claims"), _column(other, "claims"), draws)
-        value = false.sum() / claims.sum() - _column(other, "false_claims").sum() / _column(other, "claims").sum()
-        row["against_random"] = _rounded(value, ours - theirs)
+        row["against_random"] = _difference(_false(long), _false(other), draws)
+        row["wrong_against_random"] = _difference(_wrong(long), _wrong(other), draws)
     return row
+
+
+def _false(long: Sequence[Outcome]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    return _column(long, "false_claims"), _column(long, "claims")
+
+
+def _wrong(long: Sequence[Outcome]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    return _column(long, "false_claims") + _column(long, "missing"), _column(long, "claims") + _column(long, "objects")
+
+
+def _difference(
+    ours: tuple[NDArray[np.float64], NDArray[np.float64]], theirs: tuple[NDArray[np.float64], NDArray[np.float64]], draws: NDArray[np.int64]
+) -> list[float]:
+    value = _share(*ours) - _share(*theirs)
+    return _rounded(value, _resampled(*ours, draws) - _resampled(*theirs, draws))
+
+
+def _share(counts: NDArray[np.float64], of: NDArray[np.float64]) -> float:
+    return float(counts.sum() / max(of.sum(), 1))
 
 
 def _column(outcomes: Sequence[Outcome], name: str) -> NDArray[np.float64]:
@@ -156,7 +176,7 @@ def _resampled(counts: NDArray[np.float64], of: NDArray[np.float64], draws: NDAr
 
 
 def _interval(counts: NDArray[np.float64], of: NDArray[np.float64], draws: NDArray[np.int64]) -> list[float]:
-    return _rounded(counts.sum() / max(of.sum(), 1), _resampled(counts, of, draws))
+    return _rounded(_share(counts, of), _resampled(counts, of, draws))
 
 
 def _rounded(value: float, resampled: NDArray[np.float64]) -> list[float]:

@@ -11,6 +11,8 @@ import matplotlib as mpl
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
+from introspect.policies import RECOMMENDED
+
 _STYLES = ("o-", "s-", "^-", "v-", "D-", "P-", "X-", "*-", "<-", ">-")
 
 
@@ -45,28 +47,31 @@ def draw_ablation(result: dict[str, Any], path: Path) -> None:
 def draw_accuracy(result: dict[str, Any], path: Path) -> None:
     """Exact match and claim-level false rate against the share of the prompt that is kept, one line a policy."""
     measures = {
+        "wrong": "false or left out, descriptions",
         "false_rate": "false claims, descriptions",
-        "exact": "exact match, descriptions",
         "exact_other": "exact match, other questions",
     }
-    figure, axes = plt.subplots(1, 3, figsize=(14, 4.4), layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(14, 4.8), layout="constrained")
     for (key, title), panel in zip(measures.items(), axes, strict=True):
         for style, policy in zip(_STYLES, result["policies"], strict=False):
             rows = [row for row in result["rows"] if row["policy"] in (policy, "full")]
-            _line(panel, [row["ratio"] for row in rows], [row[key] for row in rows], "k" + style if policy == "random" else style, policy)
-        panel.set(title=title, xlabel="share of the prompt's entries kept", xscale="log", ylim=(0, None))
-        panel.set_xticks([1, 0.5, 0.25, 0.12, 0.06], ["100 %", "50 %", "25 %", "12 %", "6 %"])
+            bold = {"random": {"color": "black", "lw": 2.2}, RECOMMENDED: {"color": "red", "lw": 2.2, "zorder": 5}}.get(policy, {})
+            _line(panel, [row["ratio"] for row in rows], [row[key] for row in rows], style, policy, **bold)
+        panel.set(title=title, xlabel="share of the prompt kept, and entries per KV head", xscale="log", ylim=(0, None))
+        kept = {row["ratio"]: row["effective"] for row in result["rows"]}
+        panel.set_xticks(list(kept), [f"{ratio:.0%}\n{entries:.0f}" for ratio, entries in kept.items()])
         panel.minorticks_off()
         panel.grid(alpha=0.3)
-    axes[0].legend(fontsize=8)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=9)
     figure.savefig(path, dpi=120, metadata={"Software": None})
     plt.close(figure)
 
 
-def _line(panel: Any, x: Sequence[float], triples: Sequence[Sequence[float]], style: str, label: str) -> None:
+def _line(panel: Any, x: Sequence[float], triples: Sequence[Sequence[float]], style: str, label: str, **look: Any) -> None:
     """Values with their intervals, in order of x."""
     order = sorted(range(len(x)), key=lambda i: x[i])
     value, low, high = ([triples[i][part] for i in order] for part in range(3))
     below = [max(0.0, v - b) for v, b in zip(value, low, strict=True)]
     above = [max(0.0, a - v) for v, a in zip(value, high, strict=True)]
-    panel.errorbar([x[i] for i in order], value, yerr=(below, above), fmt=style, ms=4, lw=1.2, capsize=2, label=label)
+    panel.errorbar([x[i] for i in order], value, yerr=(below, above), fmt=style, capsize=2, label=label, **{"ms": 4, "lw": 1.2, **look})

@@ -74,7 +74,7 @@ def test_accuracy_study_compares_policies_at_equal_effective_budget(engine: Engi
     full, random, sparse = result["rows"]
     assert (full["policy"], random["policy"], sparse["policy"]) == ("full", "random", "sparsemm")
     assert random["nominal"] == random["effective"] == sparse["nominal"] == sparse["effective"] < full["effective"] / 8
-    for measure in ("false_rate", "missing_rate", "exact", "exact_other"):
+    for measure in ("false_rate", "missing_rate", "wrong", "exact", "exact_other"):
         value, low, high = random[measure]
         assert 0 <= low <= value <= high <= 1
     assert full["false_rate"][0] < random["false_rate"][0]

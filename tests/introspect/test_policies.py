@@ -16,7 +16,8 @@ from PIL import Image
 
 from introspect.engine import Engine
 from introspect.errors import RequestError
-from introspect.policies import Prefilled, Selection, available_policies, get_policy
+from introspect.policies import RECOMMENDED, Prefilled, Selection, added, available_policies, get_policy
+from introspect.policies.coverage import Coverage, hilbert_order, laid_out
 from introspect.prefill import prefill
 from introspect.prompt import EncodedPrompt
 from introspect.types import Budget, Request
@@ -75,6 +76,10 @@ def test_a_budget_is_kept_to_the_entry_whatever_the_scores(policy: str, data: st
         assert set(range(tokens - window, tokens)) <= set(kept.tolist())
         if policy != "keydiff" or keep > question:  # a question longer than the budget leaves no room even for the sink
             assert int(kept[0]) == 0
+
+
+def test_the_recommended_policy_is_one() -> None:
+    assert get_policy(RECOMMENDED).needs_budget
 
 
 def test_sparsemm_gives_what_a_full_head_cannot_use_to_the_others() -> None:
@@ -138,6 +143,78 @@ def test_keydiff_prefers_the_unusual_key() -> None:
     keys[0, 7] = torch.tensor([1.0, -1.0, 1.0, -1.0])
     given_ = Prefilled(20, 1, 1, 2, [torch.rand(1, 20)], 0, [keys], 16)
     assert get_policy("keydiff").select(given_, 6)[0][0].tolist() == [0, 7, 16, 17, 18, 19]
+
+
+def on_a_picture(rows: int, columns: int, *, text: int = 20, layers: int = 5, window: int = 4, seed: int = 0) -> Prefilled:
+    """Two text entries, a picture, more text."""
+    tokens = rows * columns + text
+    segments = np.full(tokens, int(Segment.QUESTION), dtype=np.uint8)
+    segments[:2], segments[2 : 2 + rows * columns] = Segment.TEMPLATE, Segment.IMAGE
+    return replace(prefilled(seed, tokens=tokens, layers=layers, kv_heads=4, window=window), segments=segments, grids=((rows, columns),))
+
+
+def test_coverage_leaves_no_patch_of_the_picture_empty() -> None:
+    given_ = on_a_picture(16, 16)
+    selection = get_policy("coverage").select(given_, 5 + 69)  # a quarter beside the five protected
+    for kept in (kept for heads in selection[1:] for kept in heads):
+        cells = kept[(kept >= 2) & (kept < 258)].numpy() - 2
+        # Other layers than the first keep (5 - 2) / 4 of 69 = 51 or 52 of 271, one of every run of at most six along the
+        # curve; a patch of 4 x 4 is one stretch of it.
+        patches = {(cell // 16 // 4, cell % 16 // 4) for cell in cells.tolist()}
+        assert len(patches) == 16
+        assert np.bincount([cell // 16 // 4 * 4 + cell % 16 // 4 for cell in cells.tolist()]).max() <= 5
+    sizes_ = sizes(selection)
+    assert (sizes_[0] == 5 + 2 * 69).all()
+    assert abs(sizes_[1:] - (5 + 0.75 * 69)).max() < 1
+
+
+def test_coverage_thins_text_and_picture_alike_and_each_head_for_itself() -> None:
+    given_ = on_a_picture(12, 12, text=60, window=1)
+    kept = get_policy("coverage").select(given_, 52)
+    share = np.mean([[float(((k >= 2) & (k < 146)).sum()) / (len(k) - 2) for k in heads] for heads in kept])
+    assert share == pytest.approx(144 / 202, abs=0.01)
+    assert len({tuple(k.tolist()) for heads in kept for k in heads}) == 20
+    first = get_policy("coverage").select(given_, 52)
+    other = get_policy("coverage").select(replace(given_, seed=1), 52)
+    assert all(torch.equal(a, b) for a, b in zip(chain(*kept), chain(*first), strict=True))
+    assert not torch.equal(kept[0][0], other[0][0])
+
+
+def test_coverage_of_several_pictures_and_of_tiles_without_a_grid() -> None:
+    base = on_a_picture(4, 4, text=30)
+    segments = np.full(46, int(Segment.QUESTION), dtype=np.uint8)
+    segments[3:11] = segments[20:28] = Segment.IMAGE
+    line = laid_out(replace(base, segments=segments, grids=((2, 4), (4, 2))))
+    assert sorted(line.tolist()) == list(range(46))
+    assert line[-16:-8].tolist() == [3 + at for at in hilbert_order(2, 4)]
+    assert line[-8:].tolist() == [20 + at for at in hilbert_order(4, 2)]
+    tiles = laid_out(replace(base, segments=segments, grids=()))
+    assert tiles[-16:].tolist() == [*range(3, 11), *range(20, 28)]
+    assert laid_out(prefilled(0, tokens=9)).tolist() == list(range(9))  # nobody said what is what
+
+
+def test_hilberts_curve_is_in_one_piece() -> None:
+    order = hilbert_order(8, 8)
+    assert sorted(order.tolist()) == list(range(64))
+    steps = np.abs(np.diff(order // 8)) + np.abs(np.diff(order % 8))
+    assert (steps == 1).all()
+    for patch in order.reshape(16, 4):  # every patch of four cells is one stretch
+        assert np.ptp(patch // 8) == np.ptp(patch % 8) == 1
+    assert sorted(hilbert_order(3, 7).tolist()) == list(range(21))
+
+
+def test_a_policy_of_ones_own_has_its_own_name_and_goes_away() -> None:
+    class Mine(Coverage):
+        name = "mine"
+        first_layer = 1.0
+
+    with added(Mine):
+        assert "mine" in available_policies()
+        found = sizes(get_policy("mine").select(on_a_picture(8, 8), 30))
+        assert (found == 30).all()
+        with pytest.raises(ValueError, match="taken: mine"), added(Mine):
+            pass
+    assert "mine" not in available_policies()
 
 
 def test_keydiff_does_not_look_at_the_question(tiny: TinyModel) -> None:
