@@ -7,7 +7,7 @@ no spills and the warp layout, all of which the tests check on compiled code.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -46,8 +46,9 @@ _CHOICES = {
     (2, 256): Choice(32, 3, registers=255, residents=2),
     (4, 32): Choice(32, 4, registers=255, residents=2),
     (4, 64): Choice(32, 4, registers=255, residents=2),
-    (4, 128): Choice(32, 3, registers=255, residents=2),
-    # 64 KiB a tile: three do not fit on sm_80. The query's own registers leave too few: it spills some 40 bytes, with 4 warps 104.
+    (4, 128): Choice(32, 2, registers=255, residents=2),  # at three stages only one program fits on sm_80
+    # 64 KiB a tile: three do not fit on sm_80. The query's own registers leave too few: it spills 40 bytes on
+    # sm_80 and sm_90, 128 on sm_100 (with the scores kept up to 168); with 4 warps more, and more if the query is read again.
     (4, 256): Choice(32, 2, registers=255, residents=1, warps=8),
 }
 
@@ -57,8 +58,10 @@ def padded_head_dim(head_dim: int) -> int:
     return max(32, 1 << (head_dim - 1).bit_length())
 
 
-def choose(dtype: torch.dtype, head_dim: int, group: int) -> Choice:
+def choose(dtype: torch.dtype, head_dim: int, group: int, *, keep_scores: bool = False) -> Choice:
     """The choice for a shape.
+
+    Keeping the scores takes shared memory of its own, which leaves room for two programs on sm_80.
 
     Raises:
         KernelInputError: the kernel is not built for it.
@@ -68,4 +71,5 @@ def choose(dtype: torch.dtype, head_dim: int, group: int) -> Choice:
             f"impl='triton' takes bfloat16, float16 or float32, head_dim up to {MAX_HEAD_DIM} and up to {MAX_GROUP} query heads per "
             f"KV head; got {dtype}, {head_dim}, {group}; impl='vectorised' takes any"
         )
-    return _CHOICES[dtype.itemsize, padded_head_dim(head_dim)]
+    choice = _CHOICES[dtype.itemsize, padded_head_dim(head_dim)]
+    return replace(choice, residents=min(2, choice.residents)) if keep_scores else choice

@@ -97,9 +97,7 @@ def combine_kernel(
         m = tl.load(part_real + part, mask=present, other=NOTHING)
         weight = tl.where(present, tl.exp2(m - top), 0.0)
         norm_part = tl.load(part_real + field + part, mask=present, other=0.0)
-        tile = tl.load(
-            part_out + part[:, None] * HEAD_DIM + dims[None, :], mask=present[:, None] & (dims < HEAD_DIM)[None, :], other=0.0
-        )
+        tile = tl.load(part_out + part[:, None] * HEAD_DIM + dims[None, :], mask=present[:, None] & (dims < HEAD_DIM)[None, :], other=0.0)
         weighted = weight[:, None] * tile
         whole += tl.sum(weighted, 0)
         sum_l += weight * norm_part
@@ -116,9 +114,10 @@ def combine_kernel(
             best = tl.minimum(best, tl.where(m == top, index, NO_INDEX))
             is_image = kind == IMAGE
             image_part += tl.sum(tl.where(is_image[:, None], weighted, 0.0), 0)
-            image_weight = tl.where(is_image, tl.exp2(m - image_top), 0.0)
+            image_gap = tl.where(is_image, m - image_top, 0.0)
+            image_weight = tl.where(is_image, tl.exp2(image_gap), 0.0)
             image_l += image_weight * norm_part
-            image_t += image_weight * (t + (m - image_top) * norm_part)
+            image_t += image_weight * (t + image_gap * norm_part)
             image_best = tl.minimum(image_best, tl.where(is_image & (m == image_top), index, NO_INDEX))
             of_kind = kind[:, None] == kinds[None, :]
             by_kind += tl.sum(tl.where(of_kind, (weight * norm_part)[:, None], 0.0), 0)

@@ -34,7 +34,7 @@ def decode_attention_triton(
     Raises:
         KernelInputError: a shape or dtype that the kernels are not built for.
     """
-    choice = choose(q.dtype, q.shape[2], q.shape[1] // arena.num_kv_heads)
+    choice = choose(q.dtype, q.shape[2], q.shape[1] // arena.num_kv_heads, keep_scores=arena.received is not None)
     launch = _Launch(q.contiguous(), arena, position.to(torch.int32), scale * LOG2E, stats or arena.received is not None)
     with torch.cuda.device_of(q):
         launch.plan()
@@ -191,6 +191,7 @@ class _Launch:
             SMALL=SMALL_CHUNK,
             LARGE=LARGE_CHUNK,
             num_warps=4,
+            maxnreg=128,  # told nothing, ptxas takes 32 and spills
             enable_fp_fusion=True,
         )
 

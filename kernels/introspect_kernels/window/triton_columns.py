@@ -17,11 +17,11 @@ import torch
 import triton
 import triton.language as tl
 
+from introspect_kernels.errors import KernelInputError
 from introspect_kernels.implementations import interpreted
 
 CHUNK = 1024
 """Keys of one pass-1 program: enough programs for a GPU at one sequence, few partial results."""
-BLOCK_ROWS = 32
 LOG2_E = 1.4426950408889634
 REDUCTIONS = {"mean": 0, "sum": 1, "max": 2}
 
@@ -58,7 +58,7 @@ def partial_lse_kernel(
         if not DENSE:
             where = tl.load(position + begin + i, mask=i < n, other=-1)
         visible = (i[None, :] < n) & (where[None, :] <= reach[:, None])
-        s = tl.where(visible, tl.dot(q_tile, k_tile, input_precision="ieee") * scale, -1e30)
+        s = tl.where(visible, tl.dot(q_tile, k_tile, input_precision="tf32x3") * scale, -1e30)
         top = tl.maximum(m, tl.max(s, 1))
         total = total * tl.exp2(m - top) + tl.sum(tl.where(visible, tl.exp2(s - top[:, None]), 0.0), 1)
         m = top
@@ -117,7 +117,7 @@ def column_sums_kernel(
                 q_tile = q_tile.to(tl.float32)
             reach = tl.load(limit + b * rows + r, mask=r < rows, other=-1)
             norm = tl.load(lse + (b * num_heads + h) * rows + r, mask=r < rows, other=0.0) * 1.4426950408889634
-            s = tl.dot(q_tile, k_tile, input_precision="ieee") * scale
+            s = tl.dot(q_tile, k_tile, input_precision="tf32x3") * scale
             visible = (i[None, :] < n) & (where[None, :] <= reach[:, None])
             if SKIP_SELF:
                 visible = visible & (where[None, :] != reach[:, None])
@@ -138,22 +138,31 @@ class Tiles:
 
     Attributes:
         block_d: head size up to the next power of two, at least 16.
+        block_r: query rows of a tile. 16 for fp32: with 32 rows of 32 keys Triton lays all warps along the rows, where
+            half of them repeat the others' work and registers spill.
         block_n: keys of a tile. Half as many for fp32 or heads over 128, which take twice the shared memory.
         stages: tiles in flight. Two where a tile is large.
         warps: of a program.
     """
 
     block_d: int
+    block_r: int
     block_n: int
     stages: int
     warps: int
 
     @classmethod
     def of(cls, dtype: torch.dtype, head_dim: int) -> Tiles:
-        """The choice; nothing is tuned at run time."""
+        """The choice; nothing is tuned at run time.
+
+        Raises:
+            KernelInputError: the kernels are not built for that dtype or head size.
+        """
+        if dtype not in (torch.bfloat16, torch.float16, torch.float32) or head_dim > 256:
+            raise KernelInputError(f"impl 'triton' takes bf16, fp16 or fp32 and heads of up to 256, got {dtype} and {head_dim}")
         block_d = max(16, triton.next_power_of_2(head_dim))
         large = dtype == torch.float32 or block_d > 128
-        return cls(block_d, 32 if large else 64, 2 if large else 3, 4)
+        return cls(block_d, 16 if dtype == torch.float32 else 32, 32 if large else 64, 2 if large else 3, 4)
 
 
 @dataclass(frozen=True)
@@ -192,11 +201,11 @@ def row_lse(q: torch.Tensor, keys: Keys, limit: torch.Tensor, scale: float, long
     lse = torch.empty(batch, num_heads, rows, device=q.device)
     if lse.numel() == 0:
         return lse
-    partial_lse_kernel[(batch * num_heads, chunks, triton.cdiv(rows, BLOCK_ROWS))](
+    partial_lse_kernel[(batch * num_heads, chunks, triton.cdiv(rows, tiles.block_r))](
         q, keys.k, keys.first, keys.count, keys.first if keys.position is None else keys.position, limit, partial,
         num_heads, rows, chunks, scale * LOG2_E, *q.stride()[:3], *keys.strides,
-        GROUP=num_heads // keys.first.shape[1], HEAD_DIM=head_dim, BLOCK_D=tiles.block_d, BLOCK_R=BLOCK_ROWS, BLOCK_N=tiles.block_n,
-        CHUNK_N=CHUNK, DENSE=keys.position is None, UPCAST=interpreted(), STAGES=tiles.stages, num_warps=tiles.warps,
+        GROUP=num_heads // keys.first.shape[1], HEAD_DIM=head_dim, BLOCK_D=tiles.block_d, BLOCK_R=tiles.block_r,
+        BLOCK_N=tiles.block_n, CHUNK_N=CHUNK, DENSE=keys.position is None, UPCAST=interpreted(), STAGES=tiles.stages, num_warps=tiles.warps,
     )  # fmt: skip
     merge_lse_kernel[(batch * num_heads, triton.cdiv(rows, 128))](partial, lse, rows, chunks, BLOCK_R=128)
     return lse
@@ -236,7 +245,7 @@ def column_sums(
     column_sums_kernel[(batch * num_out, triton.cdiv(longest, tiles.block_n))](
         q, keys.k, keys.first, keys.count, keys.first if keys.position is None else keys.position, limit, lse, heads, out,
         num_heads, num_out, rows, longest, scale * LOG2_E, *q.stride()[:3], *keys.strides,
-        GROUP=num_heads // keys.first.shape[1], MEMBERS=members, HEAD_DIM=head_dim, BLOCK_D=tiles.block_d, BLOCK_R=BLOCK_ROWS,
+        GROUP=num_heads // keys.first.shape[1], MEMBERS=members, HEAD_DIM=head_dim, BLOCK_D=tiles.block_d, BLOCK_R=tiles.block_r,
         BLOCK_N=tiles.block_n, DENSE=keys.position is None, SKIP_SELF=skip_self, REDUCE=REDUCTIONS[reduce], UPCAST=interpreted(),
         STAGES=tiles.stages, num_warps=tiles.warps,
     )  # fmt: skip

@@ -19,6 +19,8 @@ from introspect_kernels.window.fields import empty_fields
 from introspect_kernels.window.triton_columns import LOG2_E, Tiles
 
 BLOCK_ROWS = 16
+BLOCK_KEYS = 32
+"""Of a tile. With 64 the sums of a tile and its products do not fit the registers."""
 
 
 @triton.jit
@@ -69,7 +71,7 @@ def row_statistics_kernel(
             k_tile, v_tile = k_tile.to(tl.float32), v_tile.to(tl.float32)
         source = tl.load(segment + b.to(tl.int64) * tokens + begin + i, mask=inside, other=255)
         visible = inside[None, :] & (i[None, :] <= reach[:, None])
-        s = tl.where(visible, tl.dot(q_tile, k_tile, input_precision="ieee") * scale, -1e30)
+        s = tl.where(visible, tl.dot(q_tile, k_tile, input_precision="tf32x3") * scale, -1e30)
 
         tile_top = tl.max(s, 1)
         where = tl.min(tl.where(visible & (s == tile_top[:, None]), i[None, :], 2147483647), 1)
@@ -106,9 +108,9 @@ def row_statistics_kernel(
         image_total = image_a * image_total + tl.sum(within, 1)
         image_m = image_top
 
-        out = out * a[:, None] + tl.dot(p.to(v_tile.dtype), v_tile, input_precision="ieee")
+        out = out * a[:, None] + tl.dot(p.to(v_tile.dtype), v_tile, input_precision="tf32x3")
         p_image = tl.where(is_image, p, 0.0)
-        image_out = image_out * a[:, None] + tl.dot(p_image.to(v_tile.dtype), v_tile, input_precision="ieee")
+        image_out = image_out * a[:, None] + tl.dot(p_image.to(v_tile.dtype), v_tile, input_precision="tf32x3")
 
     some = total > 0
     has_image = image_total > 0
@@ -150,8 +152,9 @@ def row_statistics_triton(
     row_statistics_kernel[(batch * num_heads, triton.cdiv(rows, BLOCK_ROWS))](
         q, k, v, segment, first, limit, reals, indices, mass,
         num_heads, rows, k.shape[2], batch * rows * num_heads, scale * LOG2_E, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
-        GROUP=num_heads // k.shape[1], HEAD_DIM=head_dim, BLOCK_D=tiles.block_d, BLOCK_R=BLOCK_ROWS, BLOCK_N=tiles.block_n,
+        GROUP=num_heads // k.shape[1], HEAD_DIM=head_dim, BLOCK_D=tiles.block_d, BLOCK_R=BLOCK_ROWS, BLOCK_N=BLOCK_KEYS,
         IMAGE=int(Segment.IMAGE), NEAR=float(WINDOW), SEGMENTS=NUM_SEGMENTS, UPCAST=interpreted(), STAGES=tiles.stages,
-        num_warps=tiles.warps,
+        # In fp32 the query alone fills most registers of four warps. With eight it fits up to heads of 64; larger ones spill.
+        num_warps=8 if q.dtype == torch.float32 else 4,
     )  # fmt: skip
     return reals, indices, mass

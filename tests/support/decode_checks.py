@@ -1,0 +1,172 @@
+"""Checks of `impl="triton"` that run in Triton's interpreter and on a GPU alike; each takes the device to run on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+from decode_cases import CASES, Case, arena_of, assert_equals_fp64, moved, query_of
+
+from introspect_kernels import Arena, HeadStats, Segment, decode_attention
+
+
+@contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """Memory that `torch.empty` hands out is NaN, or a negative number no index survives."""
+    plain = {"empty": torch.empty, "empty_like": torch.empty_like}
+
+    def poison(name: str) -> Any:
+        def make(*args: Any, **kwargs: Any) -> torch.Tensor:
+            tensor = plain[name](*args, **kwargs)
+            return tensor.fill_(torch.nan if tensor.is_floating_point() else -12345)
+
+        return make
+
+    with mock.patch.multiple(torch, empty=poison("empty"), empty_like=poison("empty_like")):
+        yield
+
+
+def measure(arena: Arena, q: torch.Tensor, position: torch.Tensor, device: str, scale: float = 0.2) -> tuple[torch.Tensor, HeadStats]:
+    """Output and statistics of Triton, on a CPU again."""
+    out, stats = decode_attention(q.to(device), moved(arena, device), position.to(device), scale, impl="triton")
+    assert stats is not None
+    return out.cpu(), HeadStats(*(value.cpu() for value in stats))
+
+
+def check_case(name: str, device: str) -> None:
+    """One case against fp64, in poisoned memory."""
+    with poisoned_memory():
+        assert_equals_fp64(CASES[name], device)
+
+
+def check_all_scores_equal(device: str) -> None:
+    """Equal scores: entropy and lse are the log of the count, and the first entry is the maximum."""
+    case = CASES["all-scores-equal"]
+    arena = arena_of(case)
+    _, stats = measure(arena, *query_of(case, arena), device)
+    expected = torch.log(torch.tensor([290.0, 290.0, 11.0, 11.0]))
+    torch.testing.assert_close(stats.entropy[0], expected)
+    torch.testing.assert_close(stats.lse[0], expected)
+    assert stats.argmax_position[0, 0] == arena.position[0]
+
+
+def check_alone_in_any_order_and_among_neighbours(device: str) -> None:
+    """Bitwise the same in a batch, alone, and in another order."""
+    case = Case([[300, 5], [90, 2], [12, 270]], 2, 32)
+    arena = arena_of(case)
+    q, position = query_of(case, arena)
+    out, stats = measure(arena, q, position, device)
+    for rows in ([0], [1], [2], [2, 0, 1]):
+        part_out, part = measure(arena.select(torch.tensor(rows)), q[rows], position[rows], device)
+        assert torch.equal(part_out, out[rows])
+        for name in HeadStats._fields:
+            torch.testing.assert_close(getattr(part, name), getattr(stats, name)[rows], rtol=0, atol=0, equal_nan=True)
+
+
+def check_neither_neighbours_nor_memory_show(device: str) -> None:
+    """What other sequences hold does not reach a sequence: not one bit, though all of it changes."""
+    case = Case([[40, 5], [90, 2]], 2, 32)
+    arena, other = arena_of(case), arena_of(case)
+    q, position = query_of(case, arena)
+    first = int(arena.start[1, 0])
+    other.k[first:], other.v[first:] = 100.0, -100.0
+    ours, theirs = (measure(a, q, position, device) for a in (arena, other))
+    assert torch.equal(ours[0][0], theirs[0][0])
+    assert not torch.equal(ours[0][1], theirs[0][1])
+    for name in HeadStats._fields:
+        torch.testing.assert_close(getattr(ours[1], name)[0], getattr(theirs[1], name)[0], rtol=0, atol=0, equal_nan=True)
+
+
+def check_without_statistics(device: str) -> None:
+    """The output is the same to rounding, and no statistics come back."""
+    case = Case([[300, 5], [0, 33]], 4, 48)
+    arena = arena_of(case)
+    q, position = query_of(case, arena)
+    with poisoned_memory():
+        out, stats = decode_attention(q.to(device), moved(arena, device), position.to(device), 0.2, stats=False, impl="triton")
+    assert stats is None
+    torch.testing.assert_close(out.cpu(), measure(arena, q, position, device)[0], rtol=1e-5, atol=1e-6)
+
+
+def check_received(device: str) -> None:
+    """Two steps, the second without statistics, against the reference's sums in fp64; the query's own entry gets nothing."""
+    case = Case([[300, 5], [0, 33]], 3, 32)
+    arena = moved(arena_of(case, received=True), device)
+    exact = moved(arena_of(case, received=True), "cpu", torch.float64)
+    for step in range(2):
+        q, position = query_of(case, exact, seed=step)
+        decode_attention(q.to(device), arena, position.to(device), 0.3, stats=step == 0, impl="triton")
+        decode_attention(q.double(), exact, position, 0.3, impl="reference")
+    assert arena.received is not None
+    assert arena.queries is not None
+    assert exact.received is not None
+    torch.testing.assert_close(arena.received.cpu(), exact.received, rtol=1e-5, atol=1e-6)
+    assert torch.equal(arena.queries.cpu(), exact.queries)
+    start, length = (int(x[1, 1]) for x in (exact.start, exact.length))
+    assert arena.queries[start : start + length].tolist() == [2] * (length - 1) + [
+        0 if position[1] == exact.position[start + length - 1] else 2
+    ]
+    assert arena.queries[int(exact.start[0, 0]) + 300] == 0
+
+
+def check_what_cannot_be_accounted_for(device: str) -> None:
+    """A segment that does not exist, an entry after the query: everything of that run is absent, its neighbour untouched."""
+    case = Case([[40, 20]], 2, 32)
+    for broken in ("segment", "position"):
+        arena = arena_of(case)
+        q, position = query_of(case, arena)
+        expected_out, expected = measure(arena, q, position, device)
+        if broken == "segment":
+            arena.segment[7] = 6
+        else:
+            arena.position[39] = int(position[0]) + 1
+        out, stats = measure(arena, q, position, device)
+        assert out[0, :2].isnan().all()
+        assert torch.equal(out[0, 2:], expected_out[0, 2:])
+        for name in HeadStats._fields:
+            value, whole = getattr(stats, name)[0], getattr(expected, name)[0]
+            half = len(value) // 2
+            lost = value[:half]
+            assert (lost.isnan() if lost.is_floating_point() else lost == -1).all(), name
+            torch.testing.assert_close(value[half:], whole[half:], rtol=0, atol=0, equal_nan=True)
+
+
+def check_runs_that_overlap(device: str) -> None:
+    """More entries than slots: the work list is full, and what does not fit is absent instead of wrong."""
+    case = Case([[600]], 1, 32)
+    arena = arena_of(case)
+    q, position = query_of(case, arena)
+    rows = torch.zeros(6, dtype=torch.long)
+    out, stats = measure(arena.select(rows), q[rows], position[rows], device)
+    expected = measure(arena, q, position, device)[0]
+    complete = ~stats.lse.isnan()[:, 0]
+    assert complete.any()
+    assert not complete.all()
+    assert torch.equal(out[complete], expected.expand(6, -1, -1)[complete])
+    assert out[~complete].isnan().all()
+
+
+def check_absent_values(device: str) -> None:
+    """No image entry, no entry at the query's position nor before it: absent, not zero."""
+    case = Case([[4]], 1, 32)
+    arena = arena_of(case)
+    arena.segment[:4] = int(Segment.QUESTION)
+    arena.position[:4] = torch.tensor([0, 3, 5, 9])
+    _, stats = measure(arena, torch.ones(1, 1, 32), torch.tensor([11]), device)
+    for name in ("image_entropy", "image_max", "image_output_share", "self_mass", "previous_mass"):
+        assert getattr(stats, name).isnan().all(), name
+    assert stats.image_argmax_position.item() == -1
+    assert stats.mass[0, 0, Segment.IMAGE] == 0
+    _, at_nine = measure(arena, torch.ones(1, 1, 32), torch.tensor([9]), device)
+    assert at_nine.self_mass.item() > 0
+    assert at_nine.previous_mass.isnan().all()
+    _, at_ten = measure(arena, torch.ones(1, 1, 32), torch.tensor([10]), device)
+    assert at_ten.previous_mass.item() == at_nine.self_mass.item()
+
+
+CHECKS = {
+    name.removeprefix("check_"): check for name, check in list(globals().items()) if name.startswith("check_") and name != "check_case"
+}
