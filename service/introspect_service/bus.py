@@ -31,8 +31,12 @@ logger = logging.getLogger(__name__)
 BATCH = 64
 """Most entries in one pipeline."""
 
-KEPT_LIMIT = 20_000
-"""Started, completed and failed events that may wait: some tens of MB, hours of an outage. Beyond it the oldest go too."""
+KEPT_LIMIT, KEPT_BYTES = 20_000, 64_000_000
+"""How many events other than steps may wait, and how large all of them together, about: hours of an outage. Beyond it the
+oldest go too."""
+
+_OBJECT_BYTES = 1_000
+"""What an event takes in memory beside its text, about."""
 
 TIMEOUT_SECONDS = 2.0
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
@@ -120,6 +124,7 @@ class _Entry:
     order: int
     fields: dict[FieldT, EncodableT]
     delivery: Delivery
+    size: int
 
 
 class RedisBus:
@@ -140,6 +145,7 @@ class RedisBus:
         self._max_length, self._queue_length = max_length, queue_length
         self._steps: deque[_Entry] = deque()
         self._kept: deque[_Entry] = deque()
+        self._kept_bytes = 0
         self._in_flight: list[_Entry] = []
         self._order = itertools.count()
         self._wake, self._idle = asyncio.Event(), asyncio.Event()
@@ -159,20 +165,29 @@ class RedisBus:
 
     def publish(self, event: SignalEvent) -> Delivery:
         """Take an event; returns at once. Call it on the event loop."""
-        entry = _Entry(next(self._order), dict(event.to_fields().items()), Delivery())
+        fields = event.to_fields()
+        entry = _Entry(next(self._order), {**fields}, Delivery(), _OBJECT_BYTES + sum(map(len, fields.values())))
         if event.data.DROPPABLE:
-            self._put(self._steps, entry, self._queue_length, "step_overflow")
+            if len(self._steps) >= self._queue_length:
+                self._drop(self._steps.popleft(), "step_overflow")
+            self._steps.append(entry)
         else:
-            self._put(self._kept, entry, KEPT_LIMIT, "kept_overflow")
+            while self._kept and (len(self._kept) >= KEPT_LIMIT or self._kept_bytes + entry.size > KEPT_BYTES):
+                self._drop(self._take_kept(), "kept_overflow")
+            self._kept.append(entry)
+            self._kept_bytes += entry.size
         self._wake.set()
         self._idle.clear()
         return entry.delivery
 
-    def _put(self, line: deque[_Entry], entry: _Entry, limit: int, reason: str) -> None:
-        if len(line) >= limit:
-            line.popleft().delivery.settle(confirmed=False)
-            self.counters.dropped[reason] += 1
-        line.append(entry)
+    def _take_kept(self) -> _Entry:
+        entry = self._kept.popleft()
+        self._kept_bytes -= entry.size
+        return entry
+
+    def _drop(self, entry: _Entry, reason: str) -> None:
+        entry.delivery.settle(confirmed=False)
+        self.counters.dropped[reason] += 1
 
     async def start(self) -> None:
         """Begin to write; a server that is away is waited for, not an error."""
@@ -222,7 +237,7 @@ class RedisBus:
         """Move entries from the two lines into the batch, in the order in which they came."""
         while len(self._in_flight) < BATCH and (self._steps or self._kept):
             from_steps = self._steps and (not self._kept or self._steps[0].order < self._kept[0].order)
-            self._in_flight.append((self._steps if from_steps else self._kept).popleft())
+            self._in_flight.append(self._steps.popleft() if from_steps else self._take_kept())
 
     async def _send(self) -> Exception | None:
         """Write the batch; what the server did not confirm stays in it. The first problem, if there was one."""
