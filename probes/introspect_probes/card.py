@@ -33,6 +33,18 @@ def card(probes: ProbeSet) -> str:
             for part, own in counts.items()
         ),
     ]
+    if sparse := manifest.get("sparse"):
+        full = next(iter(sparse.values()))
+        lines += [
+            "## Fewer heads",
+            (
+                f"AUROC of {'hallucination risk' if probes.claims is not None else 'confidence'} on {full['measured_on']}: "
+                f"{_cell(full['auroc_all_heads'])} with all heads, {_cell(full['auroc_no_heads'])} with none (logits, place, kind, budget)."
+            ),
+            "| heads | AUROC | cost |",
+            "|---|---|---|",
+            *(f"| {count} | {_cell(own['auroc'])} | {_cell(own['cost'])} |" for count, own in sparse.items()),
+        ]
     if probes.guarantee is not None:
         own = probes.guarantee
         lines += [
@@ -45,6 +57,11 @@ def card(probes: ProbeSet) -> str:
             ),
         ]
     return "\n\n".join("\n".join(block) for block in _blocks(lines)) + "\n"
+
+
+def _cell(value: list[float | None]) -> str:
+    """Value and interval; a dash where it could not be had."""
+    return "-" if None in value else f"{value[0]:.3f} [{value[1]:.3f}, {value[2]:.3f}]"
 
 
 def _blocks(lines: list[str]) -> list[list[str]]:

@@ -17,6 +17,7 @@ from introspect.provenance import provenance
 from introspect.types import PromptInfo
 from introspect_kernels import feature_schema_hash
 from introspect_probes.card import card
+from introspect_probes.checkpoint import Checkpoint
 from introspect_probes.claim_probe import ClaimProbe, any_false_logit
 from introspect_probes.dataset import Claims, Table, empty_claims, load_table
 from introspect_probes.domain import Domain, novelty_features, pair_codes, text_tokens
@@ -37,6 +38,7 @@ from introspect_probes.labels import read_labelled
 from introspect_probes.linear import BudgetedPlatt, LinearProbe, Platt
 from introspect_probes.probe_set import FORMAT, ProbeSet
 from introspect_probes.signals import STRATEGIES
+from introspect_probes.sparse import answer_rows, claim_rows, fit_sparse
 from introspect_probes.strategy_probe import StrategyProbe
 from introspect_probes.traces import Trace, matcher_of, read_manifest
 
@@ -55,7 +57,9 @@ def part_of(trace: Trace) -> str:
     return "test" if bucket == 0 else "calibration" if bucket == 1 else "fit"
 
 
-def train(folders: Sequence[Path], out: Path, *, name: str, target_risk: float | None = None, delta: float = 0.1) -> ProbeSet:
+def train(
+    folders: Sequence[Path], out: Path, *, name: str, target_risk: float | None = None, delta: float = 0.1, sparse: bool = True
+) -> ProbeSet:
     """Fit, calibrate and save a probe set.
 
     Test traces (see `part_of`) are never read into a fit. Confidence is always fitted; hallucination risk where claims
@@ -69,6 +73,7 @@ def train(folders: Sequence[Path], out: Path, *, name: str, target_risk: float |
         target_risk: also choose the confidence over which at most this share of answers is wrong (see `guarantee_fit`);
             half of the calibration groups are set aside for that.
         delta: the guarantee's chance of being wrong.
+        sparse: also write checkpoints that read 1, 2, 4 and 8 heads (see `checkpoint`), with their cost.
 
     Raises:
         FitError: the traces cannot support the fit; the message says what to record.
@@ -86,9 +91,23 @@ def train(folders: Sequence[Path], out: Path, *, name: str, target_risk: float |
     probes = fit_probe_set(fit, calibration, outside, _manifest(name, manifest, inside))
     if target_risk is not None:
         probes = with_guarantee(probes, fit, load_table(promised), target_risk=target_risk, delta=delta)
+    checkpoints = sparse_variants(probes, fit, calibration) if sparse else []
+    probes = replace(probes, manifest={**probes.manifest, "sparse": {str(len(c.heads)): c.quality for c in checkpoints}})
     probes.save(out)
+    for checkpoint in checkpoints:
+        checkpoint.save(out / f"checkpoint-{len(checkpoint.heads)}.json")
     (out / "card.md").write_text(card(probes), encoding="utf-8")
     return probes
+
+
+def sparse_variants(probes: ProbeSet, fit: Table, calibration: Table) -> list[Checkpoint]:
+    """Checkpoints of few heads: of hallucination risk where the probe set has it, else of confidence."""
+    model = {"model": probes.manifest["model"]["fingerprint"], "shape": probes.shape}
+    if probes.claims is not None:
+        full = risk_logits(probes.claims.internal, probes.claims.prior, calibration.claims)
+        return fit_sparse(claim_rows(fit), claim_rows(calibration), full, target="hallucination_risk", **model)
+    full = published_confidence(probes, calibration)
+    return fit_sparse(answer_rows(fit), answer_rows(calibration), full, target="confidence", **model)
 
 
 def common_manifest(folders: Sequence[Path]) -> dict[str, Any]:

@@ -84,13 +84,14 @@ def train(
         typer.Option(help="Also choose the confidence over which at most this share of answers is wrong.", show_default="none"),
     ] = None,
     delta: Annotated[float, typer.Option(help="Chance that the choice for --target-risk is wrong.")] = 0.1,
+    sparse: Annotated[bool, typer.Option("--sparse/--no-sparse", help="Also write checkpoints that read 1, 2, 4 and 8 heads.")] = True,
 ) -> None:
     """Fit, calibrate and save a probe set: confidence, and what else the labels support."""
     from introspect_probes.errors import ProbesError
     from introspect_probes.train import train as run
 
     try:
-        probes = run(traces, out, name=name, target_risk=target_risk, delta=delta)
+        probes = run(traces, out, name=name, target_risk=target_risk, delta=delta, sparse=sparse)
     except ProbesError as problem:
         _fail(str(problem))
     typer.echo(f"probe set {probes.name} written to {out}")
