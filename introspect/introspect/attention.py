@@ -1,14 +1,14 @@
 """The attention function that the runtime registers with transformers.
 
 Only the language model uses it. What it does is set by the pass that is
-active in the current context: a prefill records keys, values and the last
-queries; a decode step attends over the KV arena and keeps the head statistics.
+active in the current context: a prefill gives each layer's keys, values and last
+queries away; a decode step attends over the KV arena and keeps the head statistics.
 With no pass active it is plain SDPA, so that the model still works by itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -54,6 +54,11 @@ def active(attention_pass: AttentionPass) -> Iterator[None]:
         _ACTIVE.reset(token)
 
 
+def is_active(attention_pass: AttentionPass) -> bool:
+    """Whether `attention_pass` is the active one of this context."""
+    return _ACTIVE.get() is attention_pass
+
+
 _ABLATED: ContextVar[torch.Tensor | None] = ContextVar("introspect_ablated_heads", default=None)
 
 
@@ -73,23 +78,40 @@ def ablated(heads: torch.Tensor) -> Iterator[None]:
         _ABLATED.reset(token)
 
 
-@dataclass
-class PrefillPass:
-    """Ordinary causal attention that remembers keys, values and the last `window` queries of each layer.
+@dataclass(frozen=True)
+class LayerCache:
+    """What one layer's attention of a prompt leaves behind.
 
     Attributes:
-        window: how many of the last queries to keep.
-        k: per layer `[batch, kv_heads, tokens, head_dim]`.
+        k: `[batch, kv_heads, tokens, head_dim]`.
         v: likewise.
-        q: per layer `[batch, heads, window, head_dim]`.
-        scale: the factor on the scores, per layer.
+        q: `[batch, heads, window, head_dim]`, the last queries.
+        scale: the factor on the scores.
     """
 
+    k: torch.Tensor
+    v: torch.Tensor
+    q: torch.Tensor
+    scale: float
+
+
+@dataclass
+class PrefillPass:
+    """Ordinary attention over a prompt, whole or in chunks; each layer's keys, values and last queries are given away when it is done.
+
+    Attributes:
+        tokens: of the prompt.
+        window: how many of the last queries to give.
+        finish: takes a layer's number and what it leaves. The pass keeps nothing of it.
+    """
+
+    tokens: int
     window: int
-    k: dict[int, torch.Tensor] = field(default_factory=dict)
-    v: dict[int, torch.Tensor] = field(default_factory=dict)
-    q: dict[int, torch.Tensor] = field(default_factory=dict)
-    scale: dict[int, float] = field(default_factory=dict)
+    finish: Callable[[int, LayerCache], None]
+    _seen: int = 0
+    _k: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    _v: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    _q: torch.Tensor = field(default_factory=lambda: torch.empty(0))
 
     def attend(
         self,
@@ -102,29 +124,73 @@ class PrefillPass:
         **kwargs: Any,
     ) -> torch.Tensor:
         """See `AttentionPass`."""
-        self.k[layer], self.v[layer] = k, v
-        self.q[layer] = q[:, :, -self.window :].clone()
-        self.scale[layer] = scale_of(q, kwargs.get("scaling"))
-        out: torch.Tensor = sdpa_attention_forward(module, q, k, v, mask, **kwargs)[0]
+        begin, end = self._seen, self._seen + q.shape[2]
+        self._gather(q, k, v, end)
+        keys, values = self._k, self._v
+        if mask is None and begin > 0:
+            mask = torch.arange(end, device=q.device) <= torch.arange(begin, end, device=q.device)[:, None]
+            mask = mask.expand(q.shape[0], 1, -1, -1)
+        out: torch.Tensor = sdpa_attention_forward(module, q, keys[:, :, :end], values[:, :, :end], mask, **kwargs)[0]
+        if end == self.tokens:
+            done = LayerCache(keys, values, self._q, scale_of(q, kwargs.get("scaling")))
+            self._seen, self._k, self._v, self._q = 0, *(torch.empty(0) for _ in range(3))
+            self.finish(layer, done)
         return out
+
+    def _gather(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, end: int) -> None:
+        """Add a chunk to what was seen of this layer."""
+        last = q[:, :, -self.window :]
+        if self._seen == 0 and end == self.tokens:
+            self._k, self._v, self._q = k, v, last.clone()
+        else:
+            if self._seen == 0:
+                self._k, self._v = (x.new_empty(*x.shape[:2], self.tokens, x.shape[3]) for x in (k, v))
+                self._q = last[:, :, :0]
+            self._k[:, :, self._seen : end], self._v[:, :, self._seen : end] = k, v
+            self._q = torch.cat([self._q, last], 2)[:, :, -self.window :].clone()
+        self._seen = end
+
+
+class Lane(Protocol):
+    """Sequences of a decode step that want the same of it.
+
+    Attributes:
+        rows: which of the step's.
+        wants_stats: whether head statistics are wanted.
+    """
+
+    rows: slice
+    wants_stats: bool
+
+    def arena(self, layer: int) -> Arena:
+        """One layer's entries of these sequences."""
+        ...
+
+    def slide(self, layer: int) -> None:
+        """Let the entries go that a layer with a window does not see any more."""
+        ...
 
 
 @dataclass
 class DecodePass:
-    """One decode step: append the new entry of each sequence to the arenas, attend over them, keep the statistics.
+    """One decode step: append the new entry of each sequence to its run, attend over it, keep the statistics.
+
+    Sequences that want statistics and those that do not are computed apart, so
+    that what one gets does not depend on what its neighbours want.
 
     Attributes:
-        arenas: one per layer.
+        lanes: of all sequences.
         position: `int32 [batch]`, token index of each sequence's query.
         segment: `uint8 [batch]`, where each query token came from.
-        stats: per layer, filled by the step.
+        impl: which `decode_attention` implementation.
+        stats: for each lane that wants them, per layer; filled by the step.
     """
 
-    arenas: list[Arena]
+    lanes: Sequence[Lane]
     position: torch.Tensor
     segment: torch.Tensor
     impl: str | None = None
-    stats: dict[int, HeadStats] = field(default_factory=dict)
+    stats: dict[int, list[HeadStats]] = field(default_factory=dict)
 
     def attend(
         self,
@@ -138,12 +204,19 @@ class DecodePass:
     ) -> torch.Tensor:
         """See `AttentionPass`; one query token for each sequence."""
         del module, mask
-        arena = self.arenas[layer]
-        arena.append(k[:, :, 0], v[:, :, 0], self.position, self.segment)
-        out, stats = decode_attention(q[:, :, 0], arena, self.position, scale_of(q, kwargs.get("scaling")), impl=self.impl)
+        scale = scale_of(q, kwargs.get("scaling"))
+        outs = [self._lane(number, lane, layer, q[:, :, 0], k[:, :, 0], v[:, :, 0], scale) for number, lane in enumerate(self.lanes)]
+        return (outs[0] if len(outs) == 1 else torch.cat(outs))[:, None]
+
+    def _lane(self, number: int, lane: Lane, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+        rows, arena = lane.rows, lane.arena(layer)
+        # The scheduler knows how much room every run has; asking each layer would cost a step much of its time.
+        arena.append(k[rows], v[rows], self.position[rows], self.segment[rows], check_room=False)
+        lane.slide(layer)
+        out, stats = decode_attention(q[rows], arena, self.position[rows], scale, stats=lane.wants_stats, impl=self.impl)
         if stats is not None:
-            self.stats[layer] = stats
-        return out[:, None]
+            self.stats.setdefault(number, []).append(stats)
+        return out
 
 
 def scale_of(q: torch.Tensor, scaling: float | None) -> float:

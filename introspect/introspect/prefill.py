@@ -1,25 +1,26 @@
-"""Prefill: run the prompt but its last token, choose what to keep, fill the arenas."""
+"""Prefill: run the prompt but its last token, choose what to keep of each layer as soon as it is computed, fill the pool."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from introspect.attention import PrefillPass, active
-from introspect.errors import RequestError
-from introspect.heads.visual_heads import kv_head_scores
+from introspect.attention import LayerCache, PrefillPass, active, is_active
+from introspect.budgeting import kept_entries
+from introspect.chunked import chunked_layers
+from introspect.keeping import Keeping
 from introspect.loading import LoadedModel
-from introspect.policies import Prefilled, Selection, get_policy
+from introspect.policies import Selection
+from introspect.pool import Runs, SlotPool
 from introspect.prompt import EncodedPrompt
-from introspect.types import Budget, EffectiveBudget, PromptInfo
-from introspect_kernels import NUM_SEGMENTS, Arena, Segment
+from introspect.stepwise import Pause
+from introspect.types import PromptInfo
+from introspect_kernels import compact_into, pad_selection
 
 MAX_WINDOW = 32
 """Longest observation window, in queries (SnapKV's)."""
@@ -30,186 +31,148 @@ class PrefilledSequence:
     """One sequence ready to decode.
 
     Attributes:
-        prompt: the encoded prompt.
-        info: what probes and clients are told of it.
-        k: per layer and KV head, the kept keys `[kept, head_dim]`.
-        v: likewise.
+        info: what probes and clients are told of its prompt.
+        runs: where its kept entries lie in the pool.
         kept: per layer and KV head, their token indices.
     """
 
-    prompt: EncodedPrompt
     info: PromptInfo
-    k: list[list[torch.Tensor]]
-    v: list[list[torch.Tensor]]
+    runs: Runs
     kept: Selection
 
 
-def kept_entries(budget: Budget, prompt_tokens: int) -> int:
-    """Mean entries per KV head that a budget allows of a prompt, its last token included.
+def prefill(loaded: LoadedModel, prompts: Sequence[EncodedPrompt]) -> list[PrefilledSequence]:
+    """Prefill prompts of one length (and one shape of pictures) in one forward call, into a pool of their own."""
+    pool = SlotPool(loaded.num_layers, loaded.num_kv_heads, loaded.device)
+    work = Prefill(loaded, prompts, pool, slack=[p.request.sampling.max_tokens + 1 for p in prompts])
+    work.run()
+    return work.sequences
 
-    Raises:
-        RequestError: the budget is contradictory or out of range.
+
+def prefill_shape(prompt: EncodedPrompt) -> tuple[object, ...]:
+    """Prompts of equal shape share a prefill; the budget's window is part of it."""
+    window = kept_entries(prompt.request.budget, prompt.length) // 4
+    return (prompt.length, window, tuple((name, tuple(value.shape)) for name, value in sorted(prompt.pixels.items())))
+
+
+class Prefill:
+    """Prompts of one shape while they are read.
+
+    Layer after layer is computed, its entries are chosen and moved to the pool, and
+    the rest is forgotten: beside the pool there is never more than one layer's
+    keys and values, unless a policy must see all layers before it chooses (`Policy.is_layerwise`).
+
+    Args:
+        loaded: the model.
+        prompts: of one shape.
+        pool: where kept entries go.
+        slack: for each prompt, slots of each run for entries to come.
+        tracked: for each prompt, whether received attention is kept.
+        chunk: tokens that a layer reads at a time; the whole prompt without.
     """
-    policy = get_policy(budget.policy)
-    if budget.entries is not None and budget.ratio is not None:
-        raise RequestError("give a budget in entries or as a ratio, not both")
-    if budget.entries is None and budget.ratio is None:
-        if policy.needs_budget:
-            raise RequestError(f"policy {budget.policy!r} needs a budget (entries, or a share of the prompt)")
-        return prompt_tokens
-    if not policy.needs_budget:
-        raise RequestError(f"policy {budget.policy!r} keeps everything; name another policy to use a budget")
-    if budget.entries is not None:
-        if budget.entries < 4:
-            raise RequestError(f"a budget must be at least 4 entries per KV head, got {budget.entries}")
-        return min(budget.entries, prompt_tokens)
-    ratio = float(budget.ratio or 0.0)
-    if not 0 < ratio <= 1:
-        raise RequestError(f"a budget's ratio must be over 0 and at most 1, got {ratio}")
-    return max(4, min(prompt_tokens, math.floor(ratio * prompt_tokens)))
 
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        prompts: Sequence[EncodedPrompt],
+        pool: SlotPool,
+        *,
+        slack: Sequence[int],
+        tracked: Sequence[bool] | None = None,
+        chunk: int | None = None,
+    ) -> None:
+        self._loaded, self._prompts, self._pool = loaded, list(prompts), pool
+        self._tokens = prompts[0].length - 1
+        self._chunk = min(chunk or self._tokens, self._tokens)
+        self._window = max(1, min(MAX_WINDOW, *(kept_entries(p.request.budget, p.length) // 4 for p in prompts)))
+        self._keeping = [Keeping(loaded, p, self._window) for p in prompts]
+        self._slack = torch.tensor(slack, dtype=torch.int32)[:, None]
+        self._runs = [pool.new_runs(tracked=one) for one in tracked or [False] * len(prompts)]
+        self.sequences: list[PrefilledSequence] = []
+        """Filled by `run`, in the order of the prompts."""
 
-def check_budget(loaded: LoadedModel, budget: Budget, prompt_tokens: int) -> None:
-    """Make sure that a model can answer a prompt under a budget.
+    def free(self) -> None:
+        """Give back what was allocated, for work that is not wanted any more."""
+        for runs in self._runs:
+            self._pool.release(runs)
 
-    Raises:
-        RequestError: the budget is contradictory or out of range, or its policy needs visual-head scores and there are none that fit.
-    """
-    kept_entries(budget, prompt_tokens)
-    if get_policy(budget.policy).needs_head_scores:
-        kv_head_scores(loaded)
+    @torch.inference_mode()
+    def run(self, pause: Pause | None = None) -> None:
+        """Read the prompts.
 
+        Args:
+            pause: called after each chunk of each layer with its number of tokens, over all prompts.
+        """
+        record = PrefillPass(self._tokens, self._window, self._finish_layer)
+        with active(record), self._embeddings(record), self._chunks(record, pause):
+            self._loaded.model.model(**self._inputs())
+        for number, keeping in enumerate(self._keeping):
+            if keeping.waits:
+                for layer, k, v in keeping.choose_waiting():
+                    self._store(layer, [number], k[None], v[None])
+        self.sequences = [
+            PrefilledSequence(keeping.info(), runs, keeping.kept) for keeping, runs in zip(self._keeping, self._runs, strict=True)
+        ]
 
-@torch.inference_mode()
-def prefill(loaded: LoadedModel, prompts: list[EncodedPrompt]) -> list[PrefilledSequence]:
-    """Prefill prompts of one length (and one shape of pictures) in one forward call."""
-    device = loaded.device
-    window = max(1, min(MAX_WINDOW, *(kept_entries(p.request.budget, p.length) // 4 for p in prompts)))
-    record = PrefillPass(window)
-    head = torch.stack([p.token_ids for p in prompts])[:, :-1].to(device)
-    positions = torch.stack([p.positions for p in prompts], 1)[:, :, :-1].to(device)
-    inputs: dict[str, Any] = {
-        "input_ids": head,
-        "attention_mask": torch.ones_like(head),
-        "position_ids": positions if positions.shape[0] > 1 else positions[0],
-        "use_cache": False,
-    }
-    for name in prompts[0].pixels:
-        value = torch.cat([p.pixels[name] for p in prompts]).to(device)
-        inputs[name] = value.to(loaded.dtype) if value.is_floating_point() else value
-    with active(record), _embeddings(loaded) as embeddings:
-        loaded.model.model(**inputs)
-    return [_sequence(loaded, prompt, row, record, embeddings[0][row]) for row, prompt in enumerate(prompts)]
+    def _inputs(self) -> dict[str, Any]:
+        loaded, prompts = self._loaded, self._prompts
+        head = torch.stack([p.token_ids for p in prompts])[:, :-1].to(loaded.device)
+        positions = torch.stack([p.positions for p in prompts], 1)[:, :, :-1].to(loaded.device)
+        inputs: dict[str, Any] = {
+            "input_ids": head,
+            "attention_mask": torch.ones_like(head),
+            "position_ids": positions if positions.shape[0] > 1 else positions[0],
+            "use_cache": False,
+        }
+        if loaded.kinds_input is not None:
+            inputs[loaded.kinds_input] = (head == loaded.image_token_id).int()
+        for name in prompts[0].pixels:
+            value = torch.cat([p.pixels[name] for p in prompts]).to(loaded.device)
+            inputs[name] = value.to(loaded.dtype) if value.is_floating_point() else value
+        return inputs
 
+    def _chunks(self, record: PrefillPass, pause: Pause | None) -> AbstractContextManager[None]:
+        if self._chunk >= self._tokens and pause is None:
+            return nullcontext()
+        rows = len(self._prompts)
 
-@contextmanager
-def _embeddings(loaded: LoadedModel) -> Iterator[list[torch.Tensor]]:
-    """Collects what enters the language model's first layer, `[batch, tokens, hidden]`."""
-    seen: list[torch.Tensor] = []
+        def spent(tokens: int) -> None:
+            if pause is not None:
+                pause(tokens * rows)
 
-    def keep(_module: torch.nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
-        seen.append(kwargs["inputs_embeds"])
+        layers: Any = self._loaded.language_model.layers
+        return chunked_layers(layers, self._tokens, self._chunk, spent, lambda: is_active(record))
 
-    handle = loaded.model.model.language_model.register_forward_pre_hook(keep, with_kwargs=True)
-    try:
-        yield seen
-    finally:
-        handle.remove()
+    @contextmanager
+    def _embeddings(self, record: PrefillPass) -> Iterator[None]:
+        """Shows each prompt what enters the language model's first layer."""
 
+        def show(_module: torch.nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
+            if is_active(record):
+                for keeping, embeddings in zip(self._keeping, kwargs["inputs_embeds"], strict=True):
+                    keeping.see(embeddings)
 
-def _sequence(loaded: LoadedModel, prompt: EncodedPrompt, row: int, record: PrefillPass, embeddings: torch.Tensor) -> PrefilledSequence:
-    budget, tokens = prompt.request.budget, prompt.length - 1
-    keep = kept_entries(budget, prompt.length)
-    policy = get_policy(budget.policy)
-    layers = range(loaded.num_layers)
-    complete = keep >= prompt.length
-    scores = [] if complete else [_window_scores(record, layer, row) for layer in layers]
-    prefilled = Prefilled(
-        tokens,
-        loaded.num_layers,
-        loaded.num_kv_heads,
-        record.window,
-        scores,
-        budget.seed,
-        keys=[record.k[layer][row] for layer in layers],
-        question_start=_question_start(prompt.segments[:-1]),
-        head_scores=kv_head_scores(loaded) if policy.needs_head_scores and not complete else None,
-        values=[record.v[layer][row] for layer in layers],
-        segments=prompt.segments[:-1],
-        grids=prompt.image_grids,
-    )
-    selection = get_policy("full").select(prefilled, tokens) if complete else policy.select(prefilled, keep - 1)
-    segments = prompt.segments
-    counts = np.bincount(segments, minlength=NUM_SEGMENTS).astype(np.int32)
-    image = torch.from_numpy(segments[:-1] == Segment.IMAGE).to(embeddings.device)
-    mean_kept = float(np.mean([len(kept) for heads in selection for kept in heads])) + 1
-    info = PromptInfo(
-        request_id=prompt.request.id,
-        question=prompt.request.question,
-        token_ids=prompt.token_ids.cpu().numpy().astype(np.int64),
-        segments=segments,
-        image_embedding=embeddings[image].float().mean(0).cpu().numpy() if bool(image.any()) else None,
-        image_grids=prompt.image_grids,
-        budget=EffectiveBudget(budget.policy, float(keep), mean_kept, prompt.length),
-        logical=counts,
-        retention=_retention(selection, scores, segments[:-1], loaded),
-    )
-    return PrefilledSequence(
-        prompt,
-        info,
-        [[record.k[layer][row, h, kept.to(loaded.device)] for h, kept in enumerate(selection[layer])] for layer in layers],
-        [[record.v[layer][row, h, kept.to(loaded.device)] for h, kept in enumerate(selection[layer])] for layer in layers],
-        selection,
-    )
+        handle = self._loaded.language_model.register_forward_pre_hook(show, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
 
+    def _finish_layer(self, layer: int, cache: LayerCache) -> None:
+        chosen = [keeping.choose(layer, cache, row) for row, keeping in enumerate(self._keeping)]
+        ready = [row for row, kept in enumerate(chosen) if kept is not None]
+        if len(ready) == len(chosen):
+            self._store(layer, ready, cache.k, cache.v)
+        elif ready:
+            self._store(layer, ready, cache.k[ready], cache.v[ready])
 
-def _question_start(segments: NDArray[np.uint8]) -> int:
-    """Index of the question's first token; the number of tokens where there is none."""
-    found = np.flatnonzero(segments == Segment.QUESTION)
-    return int(found[0]) if len(found) else len(segments)
-
-
-def _window_scores(record: PrefillPass, layer: int, row: int) -> torch.Tensor:
-    """`[kv_heads, tokens]`: attention of the last queries on every entry, summed over queries, mean over the group."""
-    q, k = record.q[layer][row].float(), record.k[layer][row].float()
-    kv_heads, tokens, _ = k.shape
-    heads, window, head_dim = q.shape
-    scores = q.reshape(kv_heads, heads // kv_heads * window, head_dim) @ k.transpose(-1, -2) * record.scale[layer]
-    scores = scores.view(kv_heads, heads // kv_heads, window, tokens)
-    query = torch.arange(tokens - window, tokens, device=k.device)
-    future = torch.arange(tokens, device=k.device) > query[:, None]
-    return torch.softmax(scores.masked_fill(future, -torch.inf), -1).sum(2).mean(1)
-
-
-def _retention(selection: Selection, scores: list[torch.Tensor], segments: NDArray[np.uint8], loaded: LoadedModel) -> NDArray[np.float32]:
-    """Share of the window's mass per segment that survived, position 0 aside; all of it where nothing was dropped."""
-    present = np.bincount(segments[1:], minlength=NUM_SEGMENTS) > 0
-    result = np.full((loaded.num_layers, loaded.num_kv_heads, NUM_SEGMENTS), np.nan, dtype=np.float32)
-    if not scores:
-        result[:, :, present] = 1.0
-        return result
-    one_hot = np.eye(NUM_SEGMENTS, dtype=np.float64)[segments]
-    one_hot[0] = 0
-    for layer, heads in enumerate(selection):
-        mass = scores[layer].double().cpu().numpy()
-        for head, kept in enumerate(heads):
-            survived = mass[head, kept] @ one_hot[kept]
-            whole = mass[head] @ one_hot
-            result[layer, head, present] = (survived / np.maximum(whole, 1e-12))[present]
-    return result
-
-
-def build_arenas(loaded: LoadedModel, sequences: list[PrefilledSequence]) -> list[Arena]:
-    """One arena a layer holding every sequence's kept entries, with slack for its answer."""
-    arenas = []
-    for layer in range(loaded.num_layers):
-        slack = [s.prompt.request.sampling.max_tokens + 1 for s in sequences]
-        sizes = [[len(kept) + extra for kept in s.kept[layer]] for s, extra in zip(sequences, slack, strict=True)]
-        first = sequences[0].k[layer][0]
-        arena = Arena.empty(torch.tensor(sizes, dtype=torch.int32, device=first.device), first.shape[-1], first.dtype)
-        for row, sequence in enumerate(sequences):
-            segments = torch.from_numpy(sequence.prompt.segments)
-            for head, kept in enumerate(sequence.kept[layer]):
-                arena.fill(row, head, sequence.k[layer][head], sequence.v[layer][head], kept, segments[kept])
-        arenas.append(arena)
-    return arenas
+    def _store(self, layer: int, rows: list[int], k: torch.Tensor, v: torch.Tensor) -> None:
+        """Move some prompts' kept entries of a layer, `[rows, kv_heads, tokens, head_dim]`, to the pool."""
+        runs = [self._runs[row] for row in rows]
+        index, count = pad_selection([self._keeping[row].kept[layer] for row in rows], "cpu")
+        self._pool.allocate(layer, runs, count + self._slack[rows], k)
+        arena = self._pool.of(layer, runs)
+        segments = torch.from_numpy(np.stack([self._prompts[row].segments[:-1] for row in rows])).to(k.device)
+        compact_into(arena, k, v, index.to(k.device), count.to(k.device), segments)
+        for number, one in enumerate(runs):
+            one.length[layer] = arena.length[number]

@@ -68,12 +68,16 @@ class Budget:
 
 @dataclass(frozen=True)
 class Request:
-    """One generation to run."""
+    """One generation to run.
+
+    Without `signals` no head statistics are computed: its steps' `heads` are `None`.
+    """
 
     id: str
     messages: tuple[Message, ...]
     sampling: SamplingParams = field(default_factory=SamplingParams)
     budget: Budget = field(default_factory=Budget)
+    signals: bool = True
 
     @property
     def question(self) -> str:
@@ -199,7 +203,7 @@ class StepTrace:
         text: what this token adds to the answer's text; may be empty while bytes are incomplete.
         is_special: whether the token is an end or another control token.
         logits: statistics of the distribution it was chosen from.
-        heads: statistics of the query that predicted it.
+        heads: statistics of the query that predicted it; `None` where the request wants none.
         finish_reason: set on the closing step only.
     """
 

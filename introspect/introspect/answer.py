@@ -1,0 +1,128 @@
+"""One answer while it grows: its tokens, its text, and when it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+import torch
+
+from introspect.loading import LoadedModel
+from introspect.pool import Runs
+from introspect.prompt import EncodedPrompt
+from introspect.types import FinishReason, HeadRow, LogitStats, PromptInfo, Request, StepTrace
+from introspect_kernels import Segment
+
+
+@dataclass(eq=False)
+class Answer:
+    """A request in the scheduler's hands.
+
+    Attributes:
+        prompt: what is answered.
+        forced: the tokens to take instead of chosen ones.
+        generator: draws its tokens.
+        at: prompt index of the next query while the prompt is not read to its end.
+        info: what is told of the prompt, once it is prefilled.
+        runs: where its entries lie, once it is prefilled.
+        room: entries that each of its runs can still take.
+        tokens: the answer so far.
+        text: what they say, as far as it is sure.
+        finish: set once only its reading row is still to come.
+    """
+
+    prompt: EncodedPrompt
+    forced: Sequence[int] | None = None
+    generator: torch.Generator = field(init=False)
+    at: int = field(init=False)
+    info: PromptInfo | None = None
+    runs: Runs | None = None
+    room: int = 0
+    tokens: list[int] = field(default_factory=list)
+    text: str = ""
+    finish: FinishReason | None = None
+
+    def __post_init__(self) -> None:
+        """The query of the last prompt token is the first one that is decoded."""
+        self.generator, self.at = _generator(self.prompt.request), self.prompt.length - 1
+
+    @property
+    def limit(self) -> int:
+        """Tokens at most."""
+        return len(self.forced) if self.forced is not None else self.prompt.request.sampling.max_tokens
+
+    @property
+    def is_feeding(self) -> bool:
+        """Whether the next query is a prompt token that nothing is predicted from."""
+        return self.at < self.prompt.length - 1
+
+    @property
+    def position(self) -> int:
+        """Token index of the next query."""
+        return self.at + len(self.tokens)
+
+    @property
+    def query(self) -> tuple[int, int]:
+        """The next query's token and where it came from."""
+        if self.tokens:
+            return self.tokens[-1], int(Segment.GENERATED)
+        return int(self.prompt.token_ids[self.at]), int(self.prompt.segments[self.at])
+
+    @property
+    def rotary(self) -> list[int]:
+        """Rotary position of the next query on each axis."""
+        if not self.tokens:
+            found: list[int] = self.prompt.positions[:, self.at].tolist()
+            return found
+        return [self.prompt.next_position + len(self.tokens) - 1] * self.prompt.positions.shape[0]
+
+    def advance(self, loaded: LoadedModel, token: int, stats: LogitStats, heads: HeadRow | None) -> tuple[list[StepTrace], bool]:
+        """The steps that one decode step makes of it, and whether it is over."""
+        info = cast("PromptInfo", self.info)  # it is prefilled
+        index, position = len(self.tokens), self.position
+        if self.finish is not None:
+            return [StepTrace(info, index, position, -1, "", True, None, heads, self.finish)], True
+        self.tokens.append(token)
+        is_end, before = token in loaded.eos_ids, self.text
+        is_last = is_end or len(self.tokens) >= self.limit
+        stopped = self._extend_text(loaded, is_last=is_last)
+        is_special = is_end or token in loaded.tokenizer.all_special_ids
+        step = StepTrace(info, index, position, token, self.text[len(before) :], is_special, stats, heads)
+        if is_end and self.forced is None:
+            return [step, StepTrace(info, index + 1, position + 1, -1, "", True, None, None, "stop")], True
+        if stopped or len(self.tokens) >= self.limit:
+            self.finish = "stop" if stopped else "length"
+            if not self.prompt.request.signals:  # nobody waits for the row that reads the last token
+                return [step, StepTrace(info, index + 1, position + 1, -1, "", True, None, None, self.finish)], True
+        return [step], False
+
+    def _extend_text(self, loaded: LoadedModel, *, is_last: bool) -> bool:
+        """Bring the text up to the tokens; True if a stop string ended it.
+
+        What may be the beginning of a stop string is held back until it is known not to be.
+        """
+        stop = self.prompt.request.sampling.stop
+        text: str = loaded.tokenizer.decode(self.tokens, skip_special_tokens=True)
+        if text.endswith("\ufffd") and not is_last:  # bytes of an unfinished character: wait for the rest
+            return False
+        found = [at for s in stop if (at := text.find(s)) >= 0]
+        if found:
+            self.text = text[: min(found)]
+        else:
+            self.text = text if is_last else text[: len(text) - _held_back(text, stop)]
+        return bool(found)
+
+
+def _held_back(text: str, stop: tuple[str, ...]) -> int:
+    """Length of the longest end of `text` that begins a stop string."""
+    return max((k for s in stop for k in range(1, min(len(s), len(text) + 1)) if text.endswith(s[:k])), default=0)
+
+
+def _generator(request: Request) -> torch.Generator:
+    generator = torch.Generator()
+    if request.sampling.seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(request.sampling.seed)
+    return generator

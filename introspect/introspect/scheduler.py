@@ -1,0 +1,286 @@
+"""Continuous batching: requests join and leave between decode steps."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from introspect.answer import Answer
+from introspect.decoding import Lane, decode_step, wants
+from introspect.limits import Limits, Need, check_fits, need_of
+from introspect.loading import LoadedModel
+from introspect.pool import KVBytes, SlotPool
+from introspect.prefill import Prefill, prefill_shape
+from introspect.prompt import EncodedPrompt
+from introspect.sampling import choose_all, logit_stats
+from introspect.stepwise import Stepwise
+from introspect.types import HeadRow, StepTrace
+
+logger = logging.getLogger(__name__)
+
+Event = tuple[Answer, StepTrace | Exception]
+"""What became of an answer: a step of it (the last has a `finish_reason`), or the error that ended it."""
+
+
+class Scheduler:
+    """Decides what is computed next; not safe to use from several threads at once.
+
+    Each `step` reads a piece of a waiting prompt and decodes one token of everything that runs. Requests
+    are taken in the order they came; others of the first one's shape may join it.
+
+    Args:
+        loaded: the model.
+        limits: how much may run.
+        impl: which `decode_attention` implementation; see there.
+    """
+
+    def __init__(self, loaded: LoadedModel, limits: Limits, impl: str | None = None) -> None:
+        self._loaded, self._limits, self._impl = loaded, limits, impl
+        self._pool = SlotPool(loaded.num_layers, loaded.num_kv_heads, loaded.device)
+        self._waiting: deque[Answer] = deque()
+        self._running: list[Answer] = []
+        self._needs: dict[Answer, Need] = {}
+        self._reading: _Reading | None = None
+        self._lanes: list[Lane] = []
+        self._version = -1
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+        return bool(self._waiting or self._running or self._reading)
+
+    @property
+    def running(self) -> int:
+        """Requests that are prefilled or decoded."""
+        return len(self._running) + (len(self._reading.answers) if self._reading else 0)
+
+    @property
+    def waiting(self) -> int:
+        """Requests in line."""
+        return len(self._waiting)
+
+    @property
+    def kv_bytes(self) -> KVBytes:
+        """Memory of keys and values now."""
+        self._write_back()
+        return self._pool.bytes()
+
+    def submit(self, prompt: EncodedPrompt, forced: Sequence[int] | None = None) -> Answer:
+        """Put a request in line.
+
+        Raises:
+            RequestError: it could never run.
+        """
+        need = need_of(self._loaded, prompt, self._limits)
+        check_fits(need, self._limits)
+        answer = Answer(prompt, forced)
+        self._needs[answer] = need
+        self._waiting.append(answer)
+        return answer
+
+    def cancel(self, answer: Answer) -> None:
+        """End an answer and free its memory at once; nothing if it has ended."""
+        if self._reading is not None and answer in self._reading.answers:
+            others = [other for other in self._reading.answers if other is not answer]
+            self._drop_reading()
+            self._waiting.extendleft(reversed(others))
+        elif answer in self._waiting:
+            self._waiting.remove(answer)
+        elif answer in self._running:
+            self._leave([answer])
+        self._needs.pop(answer, None)
+
+    def close(self) -> None:
+        """End everything."""
+        for answer in list(self._needs):
+            self.cancel(answer)
+
+    def step(self) -> list[Event]:
+        """Do a bounded piece of work."""
+        events: list[Event] = []
+        if self._reading is None:
+            self._begin_reading()
+        if self._reading is not None:
+            events += self._read(self._reading)
+        if self._running:
+            events += self._decode()
+        return events
+
+    def _begin_reading(self) -> None:
+        """Begin to prefill the first in line, with others of its shape, if there is room for it."""
+        free = self._limits.max_batch - len(self._running)
+        if not self._waiting or (self._running and free < min(self._limits.refill, len(self._waiting))):
+            return
+        group, shape, tokens = list[Answer](), prefill_shape(self._waiting[0].prompt), 0
+        for answer in list(self._waiting):
+            tokens += answer.prompt.length
+            if group and self._running and tokens > self._limits.prefill_chunk:
+                break
+            if len(group) < free and prefill_shape(answer.prompt) == shape and self._fits([*group, answer]):
+                group.append(answer)
+            elif not group:
+                return
+        for answer in group:
+            self._waiting.remove(answer)
+        self._reading = _Reading(self._loaded, group, [self._needs[a] for a in group], self._pool, self._limits.prefill_chunk)
+
+    def _fits(self, group: Iterable[Answer]) -> bool:
+        if self._limits.kv_bytes is None:
+            return True
+        promised = sum(self._needs[answer].bytes for answer in (*self._running, *group))
+        return promised <= self._limits.kv_bytes
+
+    def _read(self, reading: _Reading) -> list[Event]:
+        """A piece of the prefill, or all of it where nobody else has to wait."""
+        allowance = self._limits.prefill_chunk * self._loaded.num_layers if self._running else None
+        try:
+            if not reading.advance(allowance):
+                return []
+        except Exception as problem:  # noqa: BLE001 - it ends this request and no other
+            return self._fail_reading(reading, problem)
+        self._reading = None
+        self._write_back()
+        for answer, sequence in zip(reading.answers, reading.work.sequences, strict=True):
+            answer.info, answer.runs, answer.room = sequence.info, sequence.runs, self._needs[answer].slack
+        self._running += reading.answers
+        self._lanes = []
+        return []
+
+    def _fail_reading(self, reading: _Reading, problem: Exception) -> list[Event]:
+        """A prompt could not be read; of several that were read together each has another try alone."""
+        self._drop_reading()
+        if len(reading.answers) == 1:
+            logger.error("request %s could not be prefilled", reading.answers[0].prompt.request.id, exc_info=problem)
+            self._needs.pop(reading.answers[0])
+            return [(reading.answers[0], problem)]
+        events: list[Event] = []
+        for answer in reading.answers:
+            self._reading = _Reading(self._loaded, [answer], [self._needs[answer]], self._pool, self._limits.prefill_chunk)
+            while self._reading is not None:
+                events += self._read(self._reading)
+        return events
+
+    def _drop_reading(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
+            self._reading = None
+
+    def _decode(self) -> list[Event]:
+        """One token of everything that runs."""
+        lanes = self._current_lanes()
+        answers = [answer for lane in lanes for answer in lane.answers]
+        before = [lane.state() for lane in lanes]
+        try:
+            logprobs, heads = decode_step(self._loaded, lanes, self._impl)
+        except Exception as problem:  # noqa: BLE001 - whose fault it is must be found out
+            for lane, state in zip(lanes, before, strict=True):
+                lane.restore(state)
+            return self._decode_apart(answers, problem)
+        return self._advance(answers, logprobs, heads)
+
+    def _decode_apart(self, answers: list[Answer], problem: Exception) -> list[Event]:
+        """A step failed: each answer takes it alone, and those that fail again are ended."""
+        self._write_back()
+        events: list[Event] = []
+        for answer in answers:
+            lane = Lane(self._pool, [answer], slice(0, 1), self._loaded.windows)
+            try:
+                if len(answers) == 1:
+                    raise problem
+                logprobs, heads = decode_step(self._loaded, [lane], self._impl)
+            except Exception as own:
+                logger.exception("request %s failed", answer.prompt.request.id)
+                self._leave([answer])
+                events.append((answer, own))
+            else:
+                lane.write_back()
+                self._lanes = []
+                events += self._advance([answer], logprobs, heads)
+        return events
+
+    def _advance(self, answers: list[Answer], logprobs: torch.Tensor, heads: Sequence[HeadRow | None]) -> list[Event]:
+        """Choose each answer's token and say what became of it."""
+        events: list[Event] = []
+        ended: list[Answer] = []
+        tokens, problems = choose_all(logprobs, answers)
+        stats = logit_stats(logprobs, tokens)
+        for row, answer in enumerate(answers):
+            answer.room -= 1
+            if answer.is_feeding:
+                answer.at += 1
+                if answer.at == answer.prompt.length - 1:  # from here on it may want statistics
+                    self._write_back()
+                continue
+            try:
+                if row in problems:
+                    raise problems[row]
+                steps, over = answer.advance(self._loaded, tokens[row], stats[row], heads[row])
+            except Exception as problem:
+                logger.exception("request %s failed", answer.prompt.request.id)
+                events.append((answer, problem))
+                ended.append(answer)
+                continue
+            events += [(answer, step) for step in steps]
+            if over:
+                ended.append(answer)
+        if ended:
+            self._leave(ended)
+        return events
+
+    def _leave(self, answers: Sequence[Answer]) -> None:
+        """Answers run no more; their memory is free."""
+        self._write_back()
+        for answer in answers:
+            self._running.remove(answer)
+            self._needs.pop(answer, None)
+            if answer.runs is not None:
+                self._pool.release(answer.runs)
+                answer.runs = None
+
+    def _current_lanes(self) -> list[Lane]:
+        """The lanes of what runs, made anew where somebody came, left or was moved."""
+        if not self._lanes or self._version != self._pool.version:
+            self._write_back()
+            self._running.sort(key=wants)
+            first = 0
+            for row, answer in enumerate(self._running):
+                if row + 1 == len(self._running) or wants(self._running[row + 1]) != wants(answer):
+                    rows = slice(first, row + 1)
+                    self._lanes.append(Lane(self._pool, self._running[rows], rows, self._loaded.windows))
+                    first = row + 1
+            self._version = self._pool.version
+        return self._lanes
+
+    def _write_back(self) -> None:
+        """Runs take their lengths back from the lanes, which are given up."""
+        for lane in self._lanes:
+            lane.write_back()
+        self._lanes = []
+
+
+class _Reading:
+    """A group of answers whose prompts are being read."""
+
+    def __init__(self, loaded: LoadedModel, answers: list[Answer], needs: list[Need], pool: SlotPool, chunk: int) -> None:
+        self.answers = answers
+        self.work = Prefill(
+            loaded,
+            [answer.prompt for answer in answers],
+            pool,
+            slack=[need.slack for need in needs],
+            tracked=[need.is_bounded for need in needs],
+            chunk=chunk,
+        )
+        self._steps = Stepwise(self.work.run)
+
+    def advance(self, allowance: int | None) -> bool:
+        """Read on; whether the prompts are read."""
+        return self._steps.advance(allowance)
+
+    def cancel(self) -> None:
+        """Stop reading and give everything back."""
+        self._steps.cancel()
+        self.work.free()
