@@ -166,7 +166,7 @@ class RedisBus:
     def publish(self, event: SignalEvent) -> Delivery:
         """Take an event; returns at once. Call it on the event loop."""
         fields = event.to_fields()
-        entry = _Entry(next(self._order), {**fields}, Delivery(), _OBJECT_BYTES + sum(map(len, fields.values())))
+        entry = _Entry(next(self._order), dict(fields.items()), Delivery(), _OBJECT_BYTES + sum(map(len, fields.values())))
         if event.data.DROPPABLE:
             if len(self._steps) >= self._queue_length:
                 self._drop(self._steps.popleft(), "step_overflow")
