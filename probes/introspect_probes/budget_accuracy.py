@@ -53,6 +53,7 @@ def budget_accuracy(
     seed: int = 0,
     policies: Sequence[str] | None = None,
     ratios: Sequence[float] = RATIOS,
+    full: bool = True,
 ) -> dict[str, Any]:
     """Answer the same cases under every policy and ratio.
 
@@ -65,6 +66,7 @@ def budget_accuracy(
         seed: of the cases; the budget's own seed, for random eviction, is the case's number.
         policies: names; by default all that take a budget and keep it to the entry.
         ratios: shares of the prompt's entries.
+        full: whether to answer with the whole cache too.
 
     Returns:
         A benchmark row. Each entry of `rows` has `policy`, `ratio`, `nominal` and `effective` (mean entries per KV head), and
@@ -76,7 +78,7 @@ def budget_accuracy(
     """
     chosen = tuple(policies or (p for p in available_policies() if p != "full" and not p.endswith("-paper")))
     cases = _cases(scenes, pool, seed)
-    results = {("full", 1.0): _answer(engine, cases, None, 1.0)}
+    results = {("full", 1.0): _answer(engine, cases, None, 1.0)} if full else {}
     for ratio in ratios:
         for policy in chosen:
             results[policy, ratio] = _answer(engine, cases, policy, ratio)

@@ -14,6 +14,7 @@ from matplotlib import pyplot as plt
 from introspect.policies import RECOMMENDED
 
 _STYLES = ("o-", "s-", "^-", "v-", "D-", "P-", "X-", "*-", "<-", ">-")
+_COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:purple", "tab:brown", "tab:olive", "tab:cyan", "tab:gray")
 
 
 def draw_heads(scores: Sequence[Sequence[float]], path: Path, model: str) -> None:
@@ -53,10 +54,11 @@ def draw_accuracy(result: dict[str, Any], path: Path) -> None:
     }
     figure, axes = plt.subplots(1, 3, figsize=(14, 4.8), layout="constrained")
     for (key, title), panel in zip(measures.items(), axes, strict=True):
-        for style, policy in zip(_STYLES, result["policies"], strict=False):
+        for i, policy in enumerate(result["policies"]):
             rows = [row for row in result["rows"] if row["policy"] in (policy, "full")]
-            bold = {"random": {"color": "black", "lw": 2.2}, RECOMMENDED: {"color": "red", "lw": 2.2, "zorder": 5}}.get(policy, {})
-            _line(panel, [row["ratio"] for row in rows], [row[key] for row in rows], style, policy, **bold)
+            bold = {"random": "black", RECOMMENDED: "crimson"}
+            look = {"color": bold[policy], "lw": 2.4, "zorder": 5} if policy in bold else {"color": _COLORS[i % len(_COLORS)]}
+            _line(panel, [row["ratio"] for row in rows], [row[key] for row in rows], _STYLES[i % len(_STYLES)], policy, **look)
         panel.set(title=title, xlabel="share of the prompt kept, and entries per KV head", xscale="log", ylim=(0, None))
         kept = {row["ratio"]: row["effective"] for row in result["rows"]}
         panel.set_xticks(list(kept), [f"{ratio:.0%}\n{entries:.0f}" for ratio, entries in kept.items()])
@@ -64,6 +66,29 @@ def draw_accuracy(result: dict[str, Any], path: Path) -> None:
         panel.grid(alpha=0.3)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=9)
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+    plt.close(figure)
+
+
+def draw_coverage(result: dict[str, Any], path: Path) -> None:
+    """False claims and objects left out, arm by arm at each ratio, and for eviction in one layer at a time."""
+    figure, axes = plt.subplots(1, 2, figsize=(13, 4.2), layout="constrained", width_ratios=(1.5, 1))
+    ratios = sorted({row["ratio"] for row in result["rows"]} - {1.0}, reverse=True)
+    for panel, names in zip(axes, (result["policies"], result["layers"]), strict=True):
+        for shift, ratio, color in zip((0.14, -0.14), ratios, ("tab:blue", "crimson"), strict=False):
+            rows = [row for row in result["rows"] if row["policy"] in names and row["ratio"] == ratio]
+            y = [names.index(row["policy"]) + shift for row in rows]
+            values = [row["wrong"] for row in rows]
+            off = [[v - low for v, low, _ in values], [high - v for v, _, high in values]]
+            if rows:
+                panel.errorbar([v for v, _, _ in values], y, xerr=off, fmt="o", capsize=3, color=color, label=f"{ratio:.0%} of the prompt")
+        panel.set_yticks(range(len(names)), names)
+        panel.set(xlabel="false claims and objects left out, of all", xlim=(0, None))
+        panel.invert_yaxis()
+        panel.grid(alpha=0.3)
+    axes[0].set_title("each part taken away")
+    axes[1].set_title("eviction in one layer only")
+    axes[0].legend()
     figure.savefig(path, dpi=120, metadata={"Software": None})
     plt.close(figure)
 

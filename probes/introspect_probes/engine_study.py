@@ -8,22 +8,25 @@ from typing import Any, Literal, get_args
 
 from introspect.engine import Engine
 from introspect.heads.visual_heads import read_visual_heads
-from introspect.loading import EMBEDDED, load_model
+from introspect.loading import EMBEDDED, LoadedModel, load_model
 from introspect_probes.budget_accuracy import budget_accuracy
-from introspect_probes.engine_figures import draw_ablation, draw_accuracy
+from introspect_probes.coverage_study import coverage_study
+from introspect_probes.engine_figures import draw_ablation, draw_accuracy, draw_coverage
 from introspect_probes.errors import ProbesError
 from introspect_probes.head_ablation import head_ablation
 
-Study = Literal["accuracy", "heads"]
+Study = Literal["accuracy", "why", "heads"]
 STUDIES: tuple[Study, ...] = get_args(Study)
-FILES: dict[Study, str] = {"accuracy": "accuracy-by-budget", "heads": "visual-head-ablation"}
+FILES: dict[Study, str] = {"accuracy": "accuracy-by-budget", "why": "why-coverage-holds", "heads": "visual-head-ablation"}
+_MEASURES = {"wrong": "false or left out", "false_rate": "false", "exact": "description exact", "exact_other": "other exact"}
 
 
 def run_study(study: Study, out: Path, *, model: str = EMBEDDED, heads: Path | None = None, n: int | None = None) -> dict[str, Any]:
     """Run one study on a model that knows the world of digits, and write `<name>.json` and `<name>.png` into a folder.
 
     Args:
-        study: `accuracy` (answers under every policy and budget) or `heads` (silencing visual heads).
+        study: `accuracy` (answers under every policy and budget), `why` (what the recommended policy owes its hold to)
+            or `heads` (silencing visual heads).
         out: the folder, made where it is missing.
         model: a folder or hub id.
         heads: visual-head scores, by default those beside the model.
@@ -41,15 +44,43 @@ def run_study(study: Study, out: Path, *, model: str = EMBEDDED, heads: Path | N
         raise ProbesError(
             f"the model {model!r} has no visual-head scores; make them with `introspect score-heads --model {model} --out ...`"
         )
-    engine = Engine(loaded)
-    if study == "accuracy":
-        result = budget_accuracy(engine, scenes=n or 120)
-    else:
-        result = head_ablation(engine, read_visual_heads(loaded.heads_path, loaded), n=n or 200)
+    result = _run(study, Engine(loaded), loaded, n)
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{FILES[study]}.json").write_text(_a_row_a_line(result), encoding="utf-8")
-    (draw_accuracy if study == "accuracy" else draw_ablation)(result, out / f"{FILES[study]}.png")
+    {"accuracy": draw_accuracy, "why": draw_coverage, "heads": draw_ablation}[study](result, out / f"{FILES[study]}.png")
     return result
+
+
+def _run(study: Study, engine: Engine, loaded: LoadedModel, n: int | None) -> dict[str, Any]:
+    if study == "accuracy":
+        return budget_accuracy(engine, scenes=n or 100)
+    if study == "why":
+        return coverage_study(engine, scenes=n or 100)
+    if loaded.heads_path is None:
+        raise ProbesError(f"the model {loaded.name!r} has no visual-head scores")
+    return head_ablation(engine, read_visual_heads(loaded.heads_path, loaded), n=n or 150)
+
+
+def table_of(result: dict[str, Any]) -> str:
+    """The rows of a study in Markdown, values with their 95 % intervals."""
+    if "rows" not in result or not result["rows"]:
+        return ""
+    if "policy" in result["rows"][0]:
+        head = ["policy", "ratio", "entries", *_MEASURES.values()]
+        body = [
+            [row["policy"], f"{row['ratio']:.0%}", f"{row['effective']:.1f}", *(_with_interval(row[key]) for key in _MEASURES)]
+            for row in result["rows"]
+        ]
+    else:
+        head = ["heads", "silenced", "picture questions", "learned facts"]
+        body = [
+            [row["heads"], str(row["silenced"]), _with_interval(row["picture"]), _with_interval(row["facts"])] for row in result["rows"]
+        ]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *body))
+
+
+def _with_interval(triple: list[float]) -> str:
+    return f"{triple[0]:.3f} [{triple[1]:.3f}, {triple[2]:.3f}]"
 
 
 def _a_row_a_line(result: dict[str, Any]) -> str:

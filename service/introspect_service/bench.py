@@ -11,6 +11,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from introspect_service import bench_engine
+
 bench = typer.Typer(no_args_is_help=True, add_completion=False)
 
 OutOption = Annotated[
@@ -22,6 +24,7 @@ DeviceOption = Annotated[str, typer.Option("--device", help="Torch device.")]
 
 def register(app: typer.Typer) -> None:
     """Add the benchmarks to the command line."""
+    bench_engine.register(bench)
     app.add_typer(bench, name="bench")
 
 
