@@ -45,7 +45,8 @@ class Keeping:
         self._choices: Iterator[list[torch.Tensor]] | None = None
         present = np.bincount(prompt.segments[1:-1], minlength=NUM_SEGMENTS) > 0
         self._retention = np.full((loaded.num_layers, loaded.num_kv_heads, NUM_SEGMENTS), np.nan, dtype=np.float32)
-        self._retention[:, :, present] = 1.0
+        for layer in loaded.budgeted:
+            self._retention[layer, :, present] = 1.0
         self._present = present
         self._one_hot = np.eye(NUM_SEGMENTS, dtype=np.float64)[prompt.segments[:-1]]
         self._one_hot[0] = 0

@@ -125,7 +125,8 @@ class PromptInfo:
         budget: nominal and effective budget.
         logical: `int32 [6]`, prompt entries per segment before eviction.
         retention: `float32 [layers, kv_heads, 6]`, share of the prefill window's attention mass per
-            segment that survived, position 0 aside; NaN where the segment had none.
+            segment that survived, position 0 aside; NaN where the segment had none, and at layers with
+            a sliding window, which no budget touches.
     """
 
     request_id: str
