@@ -64,7 +64,7 @@ def window_scores(
         raise KernelInputError(f"pool must be an odd width and pooling 'mean' or 'max', got {pool} and {pooling!r}")
     name = choose(impl, q, IMPLEMENTATIONS)
     limit = torch.where(rows >= 0, rows - first[:, None], -1).to(torch.int32)
-    scores = window_scores_op(_rows_dense(q), _rows_dense(k), limit, first, lse, scale, reduce, name)
+    scores: torch.Tensor = window_scores_op(_rows_dense(q), _rows_dense(k), limit, first, lse, scale, reduce, name)
     if pool == 1:
         return scores
     index = torch.arange(k.shape[2], device=k.device)
@@ -117,8 +117,10 @@ def row_statistics(
         )
     name = choose(impl, q, IMPLEMENTATIONS)
     limit = torch.where(rows >= 0, rows - first[:, None], -1).to(torch.int32)
-    fields = row_statistics_op(_rows_dense(q), _rows_dense(k), _rows_dense(v), segment.contiguous(), limit, first, scale, name)
-    return as_head_stats(*fields, retained=_retained(segment, rows, first, k.shape[1]))
+    reals, indices, mass = row_statistics_op(
+        _rows_dense(q), _rows_dense(k), _rows_dense(v), segment.contiguous(), limit, first, scale, name
+    )
+    return as_head_stats(reals, indices, mass, retained=_retained(segment, rows, first, k.shape[1]))
 
 
 def _retained(segment: torch.Tensor, rows: torch.Tensor, first: torch.Tensor, kv_heads: int) -> torch.Tensor:
