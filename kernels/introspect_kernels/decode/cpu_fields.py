@@ -28,17 +28,18 @@ INDICES = ("argmax_position", "image_argmax_position")
 class Sums(NamedTuple):
     """What one pass leaves of a group: reals fp32 `[runs, group]` unless said otherwise.
 
-    e = exp(score - largest score). "The image's own" are over image entries and relative to the largest score
-    among them, so that nothing underflows where the image gets next to no attention.
+    e = exp(score - largest score). "The image's own" are over image entries and relative to whatever score keeps
+    them from underflow where the image gets next to no attention.
 
     Attributes:
         largest: the largest score.
         total: `[2, runs, group]`, sum e, and the image's own.
         times_score: `[2, runs, group]`, sum e (score - largest), and the image's own.
+        image_peak: e of the image's largest score, relative to the same as the image's own sums.
         squared: sum e^2.
         mass: `[runs, group, 6]`, sum e per segment.
         distance: `[runs, group, 2]`, sum e (q - s) and sum e min(q - s, 10).
-        at: `[runs, group, 2]`, e at s = q - 1 and at s = q; NaN where there is no such entry.
+        at: `[runs, group, 2]`, e at s = q and at s = q - 1; NaN where there is no such entry.
         out: `[2, runs, group, head_dim]`, sum e v over all entries, and over image entries.
         argmax_position: `int32`, s of the largest score.
         image_argmax_position: `int32`, s of the largest score among image entries.
@@ -48,6 +49,7 @@ class Sums(NamedTuple):
     largest: torch.Tensor
     total: torch.Tensor
     times_score: torch.Tensor
+    image_peak: torch.Tensor
     squared: torch.Tensor
     mass: torch.Tensor
     distance: torch.Tensor
@@ -80,10 +82,10 @@ def finish(sums: Sums) -> Fields:
     """Normalise, and mark what does not exist."""
     logs = sums.total.log()
     entropy = logs - sums.times_score / sums.total
-    share, image_max = sums.total.reciprocal().unbind()
-    norm = torch.linalg.vecdot(sums.out, sums.out).sqrt()
-    linear = torch.cat([sums.at.flip(-1), sums.distance], -1) * share[..., None]
-    image = torch.stack([entropy[1], image_max, norm[1] / norm[0]])
+    share, image_share = sums.total.reciprocal().unbind()
+    norm = torch.linalg.vector_norm(sums.out, dim=-1)
+    linear = torch.cat([sums.at, sums.distance], -1) * share[..., None]
+    image = torch.stack([entropy[1], sums.image_peak * image_share, norm[1] / norm[0]])
     absent = sums.retained[:, int(Segment.IMAGE), None] == 0
     image.masked_fill_(absent, torch.nan)
     main = torch.stack([sums.largest + logs[0], entropy[0], sums.squared * (share * share), share])

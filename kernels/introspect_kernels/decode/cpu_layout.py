@@ -81,7 +81,8 @@ def plan(arena: Arena, group: int, *, pieces: bool = True) -> list[Group]:
         if kind is None:
             groups.append(Group(runs if len(runs) > 1 else runs * 2, entries))
         else:
-            groups += _evenly_spaced(runs, starts, max(1, _GROUPED // (group * entries)), entries, kind)
+            most = max(1, _GROUPED // (group * entries)) if pieces else len(runs)
+            groups += _evenly_spaced(runs, starts, most, entries, kind)
     return groups
 
 

@@ -14,22 +14,21 @@ import torch
 from introspect_kernels.arena import Arena
 from introspect_kernels.decode.cpu_fields import Sums
 from introspect_kernels.decode.cpu_layout import Group, Piece, image_spans
-from introspect_kernels.decode.cpu_short import entry_at
 from introspect_kernels.decode.cpu_workspace import scratch
 from introspect_kernels.segments import NUM_SEGMENTS, Segment
 from introspect_kernels.statistics import WINDOW
 
 _BLOCK = 1024  # entries of a half-precision cache turned to fp32 at a time: they stay in the second-level cache
-_ROWS = 8  # MKL multiplies 8 rows faster than 5, 6 or 7
+_FAR = -16.0  # nats: an image whose largest score is further below the largest of all is summed by itself
 _LOWEST = -1e30  # in place of a score of -inf: its e is 0 all the same, and 0 times it is 0
 
 
 class _Image(NamedTuple):
     """The image's own sums of a group, see `Sums`."""
 
-    entry: torch.Tensor
     total: torch.Tensor
     times_score: torch.Tensor
+    peak: torch.Tensor
 
 
 def long_output(q: torch.Tensor, arena: Arena, group: Group, scale: float) -> torch.Tensor:
@@ -52,31 +51,36 @@ def long_sums(q: torch.Tensor, arena: Arena, group: Group, query: torch.Tensor) 
     """
     pieces = group.pieces or ()
     spans = image_spans(pieces)
-    where = _entries(arena.position, group).contiguous()
-    scores = _scores(q, _entries(arena.k, group))
-    best = [scores[..., span.first : span.last].max(-1) for span in spans]
-    values, indices = [b.values for b in best], [b.indices + span.first for b, span in zip(best, spans, strict=True)]
-    largest, index = _first_largest(values, indices)
-    images = [i for i, span in enumerate(spans) if span.segment == Segment.IMAGE]
-    image = _image(scores, [spans[i] for i in images], [values[i] for i in images], [indices[i] for i in images])
+    images = [span for span in spans if span.segment == Segment.IMAGE]
+    where = _entries(arena.position, group)
+    keys = _entries(arena.k, group)
+    scores = _scores(q, keys)
+    largest, index = scores.max(-1)
     x = scores.sub_(largest[..., None])
+    top, entry = _top(x, images)
     e = torch.exp(x, out=scratch("e", *x.shape))
-    mass, times_score = _masses(e, pieces), _dot(e, x)
-    distance = (query.to(where.dtype)[:, None] - where).float()[:, None]
-    total = mass.sum(-1)
-    near = torch.mul(e[..., -WINDOW:], (WINDOW - distance[..., -WINDOW:]).clamp(min=0)).sum(-1)
+    mass, weighted = _masses(e, pieces), x.mul_(e)
+    image = _Image(mass[..., int(Segment.IMAGE)], _sum([_part(weighted, span).sum(-1) for span in images], mass[..., 0]), top.exp())
+    total, times_score = mass.sum(-1), weighted.sum(-1)
+    distance = query[:, None] - where
+    near = _near(e[..., -WINDOW:], distance[:, -WINDOW:])
+    mean = torch.mul(e, distance[:, None], out=x).sum(-1)
+    far = top < _FAR
+    if bool(far.any()):
+        image = _far_image(_scores(q, keys), images, far, image)
     return Sums(
         total=torch.stack([total, image.total]),
         times_score=torch.stack([times_score, image.times_score]),
         largest=largest,
+        image_peak=image.peak,
         squared=torch.linalg.vector_norm(e, dim=-1).square(),
         mass=mass,
-        distance=torch.stack([_dot(e, distance), WINDOW * total - near], -1),
-        at=entry_at(e, where, query),
+        distance=torch.stack([mean, WINDOW * total - near[..., 2]], -1),
+        at=near[..., :2],
         out=_outputs(e, _entries(arena.v, group), spans),
         argmax_position=where.gather(1, index),
-        image_argmax_position=where.gather(1, image.entry),
-        retained=_retained(pieces, len(group.runs), q.device),
+        image_argmax_position=where.gather(1, entry),
+        retained=_retained(pieces, q.device).expand(len(group.runs), -1),
     )
 
 
@@ -90,16 +94,14 @@ def _entries(t: torch.Tensor, group: Group) -> torch.Tensor:
 def _scores(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
     """`[runs, group, n]`."""
     runs, rows, entries = q.shape[0], q.shape[1], k.shape[1]
-    if _ROWS // 2 < rows < _ROWS:
-        q = torch.nn.functional.pad(q, (0, 0, 0, _ROWS - rows))
     if k.dtype == torch.float32:
         scores = _product(q, k.transpose(1, 2), "scores")
     else:
-        scores = scratch("scores", runs, q.shape[1], entries)
+        scores = scratch("scores", runs, rows, entries)
         for run in range(runs):
             for at in range(0, entries, _BLOCK):
                 torch.mm(q[run], _float(k[run, at : at + _BLOCK]).T, out=scores[run, :, at : at + _BLOCK])
-    return scores[:, :rows].clamp_(min=_LOWEST)
+    return scores.clamp_(min=_LOWEST)
 
 
 def _weighted(e: torch.Tensor, v: torch.Tensor, first: int, last: int) -> torch.Tensor:
@@ -129,32 +131,59 @@ def _product(a: torch.Tensor, b: torch.Tensor, memory: str | None = None) -> tor
 
 
 def _outputs(e: torch.Tensor, v: torch.Tensor, spans: list[Piece]) -> torch.Tensor:
-    """Sum e v over all entries and over the image's, `[2, runs, group, head_dim]`."""
-    out = e.new_zeros(2, e.shape[0], e.shape[1], v.shape[2])
-    for span in spans:
-        out[int(span.segment == Segment.IMAGE)] += _weighted(e, v, span.first, span.last)
-    out[0] += out[1]
-    return out
+    """Sum e v over all entries and over the image's, `[2, runs, group, head_dim]`; the latter is arbitrary without any."""
+    parts = [_weighted(e, v, span.first, span.last) for span in spans]
+    whole = _sum(parts, parts[0])
+    return torch.stack([whole, _sum([part for part, span in zip(parts, spans, strict=True) if span.segment == Segment.IMAGE], whole)])
 
 
-def _first_largest(values: list[torch.Tensor], indices: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The largest of several spans' largest scores, and the first index that has it."""
-    if len(values) == 1:
-        return values[0], indices[0]
-    largest, which = torch.stack(values).max(0, keepdim=True)
-    return largest[0], torch.stack(indices).gather(0, which)[0]
+def _sum(parts: list[torch.Tensor], otherwise: torch.Tensor) -> torch.Tensor:
+    """The parts' sum; without any, what is given for that."""
+    total = parts[0] if parts else otherwise
+    for part in parts[1:]:
+        total = total + part
+    return total
 
 
-def _image(scores: torch.Tensor, spans: list[Piece], values: list[torch.Tensor], indices: list[torch.Tensor]) -> _Image:
-    if not spans:
-        nan = scores.new_full(scores.shape[:2], torch.nan)
-        return _Image(torch.zeros(nan.shape, dtype=torch.int64, device=nan.device), nan, nan)
-    largest, index = _first_largest(values, indices)
-    inside = [scores[..., span.first : span.last] for span in spans]
-    entries = sum(span.last - span.first for span in spans)
-    x = torch.cat(inside, -1, out=scratch("x", *scores.shape[:2], entries)).sub_(largest[..., None])
-    e = torch.exp(x, out=scratch("e", *x.shape))
-    return _Image(index, e.sum(-1), x.mul_(e).sum(-1))
+def _part(t: torch.Tensor, span: Piece) -> torch.Tensor:
+    return t[..., span.first : span.last]
+
+
+def _top(x: torch.Tensor, images: list[Piece]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The largest x among image entries and its index, `[runs, group]`; NaN and 0 without any."""
+    top, entry = x.new_full(x.shape[:2], torch.nan), torch.zeros(x.shape[:2], dtype=torch.int64, device=x.device)
+    for i, span in enumerate(images):
+        found = _part(x, span).max(-1)
+        values, indices = found.values, found.indices + span.first
+        top, entry = (values, indices) if i == 0 else (torch.maximum(values, top), torch.where(values > top, indices, entry))
+    return top, entry
+
+
+def _far_image(scores: torch.Tensor, images: list[Piece], far: torch.Tensor, image: _Image) -> _Image:
+    """The image's own sums, relative to its own largest score where that is far below the largest of all."""
+    inside = torch.cat([_part(scores, span) for span in images], -1)
+    x = inside - inside.amax(-1, keepdim=True)
+    e = x.exp()
+    return _Image(
+        torch.where(far, e.sum(-1), image.total), torch.where(far, (e * x).sum(-1), image.times_score), image.peak.masked_fill(far, 1.0)
+    )
+
+
+def _near(e: torch.Tensor, distance: torch.Tensor) -> torch.Tensor:
+    """What the last entries tell: none before them is nearer to the query than `WINDOW`, as positions ascend.
+
+    Args:
+        e: `[runs, group, w]`.
+        distance: `[runs, w]`, q - s.
+
+    Returns:
+        `[runs, group, 3]`: e at s = q and at s = q - 1, NaN where there is no such entry, and sum e (10 - min(q - s, 10)).
+    """
+    here = distance[..., None] == torch.arange(2, dtype=distance.dtype, device=distance.device)
+    columns = torch.cat([here, (WINDOW - distance[..., None]).clamp(min=0)], -1).float()
+    sums = torch.bmm(e, columns)
+    sums[..., :2].masked_fill_(~here.any(1, keepdim=True), torch.nan)
+    return sums
 
 
 def _masses(e: torch.Tensor, pieces: tuple[Piece, ...]) -> torch.Tensor:
@@ -167,14 +196,9 @@ def _masses(e: torch.Tensor, pieces: tuple[Piece, ...]) -> torch.Tensor:
     return torch.stack([zero if s is None else s for s in sums], -1)
 
 
-def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Sum a b over entries."""
-    return torch.mul(a, b, out=scratch("x", *a.shape)).sum(-1)
-
-
-def _retained(pieces: tuple[Piece, ...], runs: int, device: torch.device) -> torch.Tensor:
-    """Entries per segment, `int32 [runs, 6]`."""
+def _retained(pieces: tuple[Piece, ...], device: torch.device) -> torch.Tensor:
+    """Entries per segment, `int32 [6]`."""
     counts = [0] * NUM_SEGMENTS
     for piece in pieces:
         counts[piece.segment] += piece.last - piece.first
-    return torch.tensor([counts] * runs, dtype=torch.int32, device=device)
+    return torch.tensor(counts, dtype=torch.int32, device=device)

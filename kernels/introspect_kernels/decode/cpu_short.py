@@ -89,6 +89,7 @@ def short_sums(q: torch.Tensor, arena: Arena, entries: Gathered, query: torch.Te
         largest=largest[..., 0],
         total=sums[:2],
         times_score=sums[2:4],
+        image_peak=torch.ones_like(sums[4]),
         squared=sums[4],
         mass=kinds[:, :group],
         distance=table[:, :group, NUM_SEGMENTS + 1 :],
@@ -115,11 +116,11 @@ def _columns(where: torch.Tensor, segment: torch.Tensor, query: torch.Tensor) ->
 
 
 def entry_at(e: torch.Tensor, where: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
-    """What e `[runs, group, n]` is at s = q - 1 and s = q, `[runs, group, 2]`; NaN where no entry has that position.
+    """What e `[runs, group, n]` is at s = q and s = q - 1, `[runs, group, 2]`; NaN where no entry has that position.
 
     Positions ascend, and padding repeats the last, so the first one found is the entry.
     """
-    wanted = query.to(where.dtype)[:, None] - torch.tensor([1, 0], dtype=where.dtype, device=where.device)
+    wanted = query.to(where.dtype)[:, None] - torch.arange(2, dtype=where.dtype, device=where.device)
     index = torch.searchsorted(where, wanted).clamp_(max=where.shape[1] - 1)
     missing = where.gather(1, index) != wanted
     found = e.gather(2, index[:, None].expand(-1, e.shape[1], -1))
