@@ -87,12 +87,14 @@ class LayerCache:
         v: likewise.
         q: `[batch, heads, window, head_dim]`, the last queries.
         scale: the factor on the scores.
+        mask: `bool [batch, 1, window, tokens]`, true where those queries attend; `None` where that is all before them.
     """
 
     k: torch.Tensor
     v: torch.Tensor
     q: torch.Tensor
     scale: float
+    mask: torch.Tensor | None = None
 
 
 @dataclass
@@ -112,6 +114,7 @@ class PrefillPass:
     _k: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     _v: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     _q: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    _mask: torch.Tensor | None = None
 
     def attend(
         self,
@@ -127,13 +130,16 @@ class PrefillPass:
         begin, end = self._seen, self._seen + q.shape[2]
         self._gather(q, k, v, end)
         keys, values = self._k, self._v
+        if mask is not None:
+            self._gather_mask(mask)
         if mask is None and begin > 0:
             mask = torch.arange(end, device=q.device) <= torch.arange(begin, end, device=q.device)[:, None]
             mask = mask.expand(q.shape[0], 1, -1, -1)
         out: torch.Tensor = sdpa_attention_forward(module, q, keys[:, :, :end], values[:, :, :end], mask, **kwargs)[0]
         if end == self.tokens:
-            done = LayerCache(keys, values, self._q, scale_of(q, kwargs.get("scaling")))
+            done = LayerCache(keys, values, self._q, scale_of(q, kwargs.get("scaling")), self._mask)
             self._seen, self._k, self._v, self._q = 0, *(torch.empty(0) for _ in range(3))
+            self._mask = None
             self.finish(layer, done)
         return out
 
@@ -149,6 +155,12 @@ class PrefillPass:
             self._k[:, :, self._seen : end], self._v[:, :, self._seen : end] = k, v
             self._q = torch.cat([self._q, last], 2)[:, :, -self.window :].clone()
         self._seen = end
+
+    def _gather_mask(self, mask: torch.Tensor) -> None:
+        """Add the last rows of a chunk's mask, `bool [batch, 1, chunk, tokens so far]`, to those of the window."""
+        rows = mask[:, :, -self.window :]
+        rows = torch.nn.functional.pad(rows, (0, self.tokens - rows.shape[-1]))
+        self._mask = rows if self._mask is None else torch.cat([self._mask, rows], 2)[:, :, -self.window :]
 
 
 class Lane(Protocol):

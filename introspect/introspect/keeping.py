@@ -160,5 +160,5 @@ def window_scores(cache: LayerCache, row: int) -> torch.Tensor:
     scores = q.reshape(kv_heads, heads // kv_heads * window, head_dim) @ k.transpose(-1, -2) * cache.scale
     scores = scores.view(kv_heads, heads // kv_heads, window, tokens)
     query = torch.arange(tokens - window, tokens, device=k.device)
-    future = torch.arange(tokens, device=k.device) > query[:, None]
-    return torch.softmax(scores.masked_fill(future, -torch.inf), -1).sum(2).mean(1)
+    seen = torch.arange(tokens, device=k.device) <= query[:, None] if cache.mask is None else cache.mask[row, 0]
+    return torch.softmax(scores.masked_fill(~seen, -torch.inf), -1).sum(2).mean(1)

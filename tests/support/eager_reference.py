@@ -96,7 +96,7 @@ def eager_run(tiny: TinyModel, prompt: EncodedPrompt, answer: list[int], gone: d
 
     AttentionInterface.register(SPY, spy)
     AttentionMaskInterface.register(SPY, eager_mask)
-    ids = torch.cat([prompt.token_ids, torch.tensor(answer)])[None]
+    ids = torch.cat([prompt.token_ids, torch.tensor(answer, dtype=torch.long)])[None]
     given = tiny.vision_kwargs({**prompt.pixels, "input_ids": ids})
     with attention_of(tiny.loaded.model, SPY), torch.no_grad():
         logits = tiny.loaded.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, **given).logits[0]
