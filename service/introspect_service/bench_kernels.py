@@ -11,7 +11,7 @@ from introspect.provenance import provenance
 from introspect_kernels.bench import cpu
 from introspect_kernels.bench.rows import cpu_row, gpu_row
 
-SECONDS, QUICK_SECONDS = 1.5, 0.2
+SECONDS, QUICK_SECONDS = 1.0, 0.2
 WIDTH = 130  # characters, so that no figure is cut off where the output goes to a file
 COLUMNS = ("on", "off", "sdpa_folded", "sdpa_gqa", "eager", "eager_statistics")
 

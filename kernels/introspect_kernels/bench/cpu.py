@@ -14,7 +14,7 @@ from introspect_kernels.bench.timing import interleaved, median_ratio, medians
 from introspect_kernels.decode.api import decode_attention
 
 LARGEST = 1 << 30  # bytes of keys and values: what is larger takes minutes with the rivals that copy it
-SLOW = 1 << 28  # bytes: above this, rivals that copy keys for every query head are left out
+SLOW = 1 << 28  # bytes of keys and values once they are repeated for every query head: above this, rivals that do so are left out
 OVERHEADS = {
     "overhead_on_over_off": ("on", "off"),
     "overhead_off_over_sdpa": ("off", "sdpa_folded"),
@@ -97,7 +97,7 @@ def _calls(problem: Problem, inputs: Inputs, attend: Attention) -> dict[str, Cal
         "off": lambda: attend(q, arena, position, scale, stats=False),
         "sdpa_folded": lambda: rivals.sdpa_folded(inputs),
     }
-    if problem.kv_bytes <= SLOW:
+    if problem.kv_bytes * problem.shape.heads // problem.shape.kv_heads <= SLOW:
         calls["sdpa_gqa"] = lambda: rivals.sdpa_gqa(inputs)
         calls["eager"] = lambda: rivals.eager(inputs)
         calls["eager_statistics"] = lambda: rivals.eager_statistics(inputs)
