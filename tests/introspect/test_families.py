@@ -47,6 +47,18 @@ def test_requests_that_share_a_prefill_do_not_change_each_other(family: TinyMode
                 np.testing.assert_allclose(ours.heads.lse, theirs.heads.lse, atol=1e-4)
 
 
+def test_chunks_of_a_prompt_give_what_the_whole_gives(family: TinyModel) -> None:
+    """Masks, positions and early image features are cut with the tokens, and no picture that sees itself is."""
+    prompt = family.prompt(9, max_tokens=3, pictures=3, budget=Budget("snapkv", ratio=0.8))
+    whole, pieces = (list(Engine(family.loaded, prefill_chunk=chunk).generate_encoded([prompt])) for chunk in (4096, 7))
+    np.testing.assert_allclose(pieces[0].prompt.retention, whole[0].prompt.retention, atol=1e-5)
+    for ours, theirs in zip(pieces, whole, strict=True):
+        assert ours.token_id == theirs.token_id
+        if ours.heads is not None and theirs.heads is not None:
+            np.testing.assert_allclose(ours.heads.lse, theirs.heads.lse, atol=1e-4)
+            np.testing.assert_array_equal(ours.heads.retained, theirs.heads.retained)
+
+
 def test_grids_are_told_only_where_a_picture_is_one(family: TinyModel) -> None:
     assert family.prompt(0, pictures=2).image_grids == GRIDS.get(family.loaded.name, ())
 
