@@ -58,6 +58,11 @@ class Scheduler:
         return len(self._running) + (len(self._reading.answers) if self._reading else 0)
 
     @property
+    def decoding(self) -> int:
+        """Requests that are decoded."""
+        return len(self._running)
+
+    @property
     def waiting(self) -> int:
         """Requests in line."""
         return len(self._waiting)

@@ -1,0 +1,216 @@
+"""One engine for many callers: requests from any thread or event loop decode together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import queue
+import threading
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+
+from introspect.answer import Answer
+from introspect.engine import Engine
+from introspect.errors import IntrospectError
+from introspect.loading import LoadedModel
+from introspect.pool import KVBytes
+from introspect.prompt import EncodedPrompt
+from introspect.scheduler import Scheduler
+from introspect.types import Request, StepTrace
+
+logger = logging.getLogger(__name__)
+
+Sink = Callable[[StepTrace | Exception], None]
+
+
+class EngineClosedError(IntrospectError):
+    """The engine was closed before the answer was complete."""
+
+
+class _Ticket:
+    """A request on its way: where its steps go, and once it is in line, its answer."""
+
+    def __init__(self, prompt: EncodedPrompt, sink: Sink) -> None:
+        self.prompt, self.sink = prompt, sink
+        self.answer: Answer | None = None
+        self.cancelled = False
+
+
+class AsyncEngine:
+    """Runs requests as they come, on a thread of its own that starts with the first one.
+
+    Memory belongs to a request from the moment it leaves the line until its
+    last step, its error, or the moment its iterator is closed.
+
+    Args:
+        engine: the model and its limits.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._changed = threading.Condition()
+        self._encoding = threading.Lock()
+        self._coming: deque[_Ticket] = deque()
+        self._going: deque[_Ticket] = deque()
+        self._tickets: dict[Answer, _Ticket] = {}
+        self._scheduler: Scheduler | None = None
+        self._thread: threading.Thread | None = None
+        self._closing = False
+        self._bytes, self._noted = KVBytes(), (0, 0)
+
+    @property
+    def loaded(self) -> LoadedModel:
+        """The model."""
+        return self._engine.loaded
+
+    @property
+    def running(self) -> int:
+        """Requests that are prefilled or decoded."""
+        return self._scheduler.running if self._scheduler is not None else 0
+
+    @property
+    def waiting(self) -> int:
+        """Requests in line."""
+        return len(self._coming) + (self._scheduler.waiting if self._scheduler is not None else 0)
+
+    @property
+    def kv_bytes(self) -> KVBytes:
+        """Memory of keys and values, as of the last time that a request began, was prefilled, or ended."""
+        return self._bytes
+
+    def encode(self, request: Request) -> EncodedPrompt:
+        """See `Engine.encode`; from one thread at a time."""
+        with self._encoding:
+            return self._engine.encode(request)
+
+    async def stream(self, request: Request) -> AsyncGenerator[StepTrace, None]:
+        """The steps of one request as they come. Closing the generator ends it and frees its memory.
+
+        Raises:
+            RequestError: it cannot be served.
+            EngineClosedError: the engine was closed.
+        """
+        loop = asyncio.get_running_loop()
+        prompt = await asyncio.to_thread(self.encode, request)
+        events: asyncio.Queue[StepTrace | Exception] = asyncio.Queue()
+
+        def sink(event: StepTrace | Exception) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits any more
+                loop.call_soon_threadsafe(events.put_nowait, event)
+
+        ticket = self._submit(prompt, sink)
+        try:
+            while True:
+                event = await events.get()
+                if isinstance(event, Exception):
+                    raise event
+                yield event
+                if event.finish_reason is not None:
+                    return
+        finally:
+            self._cancel(ticket)
+
+    def generate(self, requests: Sequence[Request]) -> Generator[StepTrace, None, None]:
+        """Like `Engine.generate`, beside everything else that runs; may be called from several threads.
+
+        Raises:
+            RequestError: a request cannot be served; raised before any step of any request.
+            EngineClosedError: the engine was closed.
+        """
+        prompts = [self.encode(request) for request in requests]
+        events: queue.SimpleQueue[StepTrace | Exception] = queue.SimpleQueue()
+        tickets = [self._submit(prompt, events.put) for prompt in prompts]
+        left = len(tickets)
+        try:
+            while left:
+                event = events.get()
+                if isinstance(event, Exception):
+                    raise event
+                left -= event.finish_reason is not None
+                yield event
+        finally:
+            for ticket in tickets:
+                self._cancel(ticket)
+
+    def close(self, seconds: float = 10.0) -> None:
+        """End every answer and the thread. A later request starts anew."""
+        with self._changed:
+            thread, self._closing = self._thread, True
+            self._changed.notify()
+        if thread is not None:
+            thread.join(seconds)
+
+    def _submit(self, prompt: EncodedPrompt, sink: Sink) -> _Ticket:
+        ticket = _Ticket(prompt, sink)
+        with self._changed:
+            self._coming.append(ticket)
+            if self._thread is None or not self._thread.is_alive():
+                self._closing = False
+                self._thread = threading.Thread(target=self._run, name="introspect-decode", daemon=True)
+                self._thread.start()
+            self._changed.notify()
+        return ticket
+
+    def _cancel(self, ticket: _Ticket) -> None:
+        with self._changed:
+            ticket.cancelled = True
+            self._going.append(ticket)
+            self._changed.notify()
+
+    def _run(self) -> None:
+        scheduler = self._scheduler = self._engine.scheduler()
+        try:
+            while self._take(scheduler):
+                events = scheduler.step()
+                self._note(scheduler)
+                for answer, event in events:
+                    self._deliver(answer, event)
+        except Exception as problem:
+            logger.exception("the engine failed")
+            self._end(scheduler, problem)
+            raise
+        self._end(scheduler, EngineClosedError("the engine was closed"))
+
+    def _take(self, scheduler: Scheduler) -> bool:
+        """Wait until there is work, take what came and let go what left; False when the engine is closed."""
+        with self._changed:
+            while not (self._closing or self._coming or self._going or scheduler.has_work):
+                self._changed.wait()
+            coming, going = list(self._coming), list(self._going)
+            self._coming.clear()
+            self._going.clear()
+            closing = self._closing
+        for ticket in coming:
+            if not ticket.cancelled:
+                try:
+                    ticket.answer = scheduler.submit(ticket.prompt)
+                    self._tickets[ticket.answer] = ticket
+                except Exception as problem:  # noqa: BLE001 - it is this request's own
+                    ticket.sink(problem)
+        for ticket in going:
+            if ticket.answer is not None and self._tickets.pop(ticket.answer, None) is not None:
+                scheduler.cancel(ticket.answer)
+        self._note(scheduler)
+        return not closing
+
+    def _deliver(self, answer: Answer, event: StepTrace | Exception) -> None:
+        is_last = isinstance(event, Exception) or event.finish_reason is not None
+        ticket = self._tickets.pop(answer) if is_last else self._tickets[answer]
+        ticket.sink(event)
+
+    def _note(self, scheduler: Scheduler) -> None:
+        """Keep the memory that is in use for who asks; lengths are not read from the device while nothing changes."""
+        if self._noted != (seen := (scheduler.running, scheduler.decoding)):
+            self._noted, self._bytes = seen, scheduler.kv_bytes
+
+    def _end(self, scheduler: Scheduler, problem: Exception) -> None:
+        scheduler.close()
+        self._note(scheduler)
+        with self._changed:
+            tickets = [*self._tickets.values(), *self._coming]
+            self._tickets.clear()
+            self._coming.clear()
+            self._scheduler = self._thread = None
+        for ticket in tickets:
+            ticket.sink(problem)
