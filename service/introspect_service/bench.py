@@ -54,6 +54,25 @@ def kernels(
     finish(row, out, "kernels", quick=quick)
 
 
+@bench.command()
+def service(
+    *,
+    requests: Annotated[int, typer.Option(help="Short answers over which memory is watched.", min=10)] = 10_000,
+    seconds: Annotated[float, typer.Option(help="How long each load goes on.", min=0.1)] = 8.0,
+    out: OutOption = None,
+    quick: QuickOption = False,
+) -> None:
+    """What signals and the stream cost an answer, latency under load, and the stream's server killed, paused and slow."""
+    from introspect_service.bench_service import run
+    from introspect_service.errors import ServiceError
+
+    try:
+        row = run(requests=min(requests, 20) if quick else requests, seconds=min(seconds, 1.0) if quick else seconds, quick=quick)
+    except ServiceError as problem:
+        _fail(str(problem))
+    finish(row, out, "service", quick=quick)
+
+
 def finish(row: dict[str, Any], out: Path | None, part: str, *, quick: bool) -> None:
     """Write a row to its file and print it, as one line, last.
 

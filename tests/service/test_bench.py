@@ -1,52 +1,72 @@
-"""The benchmarks' command: what it prints last, what it writes, what it refuses."""
+"""The service's benchmark measures what it says, on a service of the tests' own."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+import asyncio
 
 import pytest
-import torch
-from typer.testing import CliRunner
 
-from introspect_service import bench
-from introspect_service.cli import app
-
-
-def test_the_last_line_is_the_row_that_was_written(tmp_path: Path) -> None:
-    out = tmp_path / "row.json"
-    done = CliRunner().invoke(app, ["bench", "kernels", "--quick", "--out", str(out)])
-    assert done.exit_code == 0, done.output
-    row = json.loads(done.output.splitlines()[-1])
-    assert row == json.loads(out.read_text(encoding="utf-8"))
-    assert row["benchmark"] == "kernels cpu"
-    assert row["provenance"]["machine"]["threads"] == torch.get_num_threads()
-    assert {case["model"] for case in row["cases"]} == {"embedded", "Qwen2.5-VL-7B"}
-    assert all(case["overhead_on_over_off"] > 0 for case in row["cases"])
+from introspect_service.bench_service import _ratios, memory
+from introspect_service.measure.added import events_per_second
+from introspect_service.measure.client import SHORT, Client, at_once, body
+from introspect_service.measure.figures import spread
 
 
-def test_an_unknown_device_is_refused() -> None:
-    done = CliRunner().invoke(app, ["bench", "kernels", "--device", "abacus"])
-    assert done.exit_code == 1
-    assert "--device must be cpu or cuda, got 'abacus'" in done.output
+def test_every_token_of_a_streamed_answer_is_timed_and_counted(settings, url):
+    assert url.endswith(str(settings.port))
+    question = body(SHORT, stream=True, max_tokens=5)
+    done = at_once(2, lambda sent: sent < 3, lambda: Client(settings.port, settings.model), question)
+    assert [(answer.status, answer.tokens, answer.published) for answer in done] == [(200, 5, True)] * 3
+    for answer in done:
+        assert len(answer.arrivals) == 5
+        assert answer.arrivals == sorted(answer.arrivals)
+        assert 0 < answer.arrivals[0] < answer.arrivals[-1] <= answer.seconds
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
-def test_a_gpu_that_is_not_there_is_missed_in_plain_words() -> None:
-    done = CliRunner().invoke(app, ["bench", "kernels", "--device", "cuda"])
-    assert done.exit_code == 1
-    assert "needs a CUDA device" in done.output
+@pytest.mark.usefixtures("url")
+def test_a_refused_request_counts_as_failed(settings):
+    (refused,) = at_once(1, lambda sent: sent < 1, lambda: Client(settings.port, "another"), body(SHORT, stream=False))
+    assert (refused.status, refused.tokens) == (404, 0)
 
 
-def test_a_full_run_in_a_checkout_goes_to_its_results_and_a_quick_one_nowhere(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "pyproject.toml").touch()
-    monkeypatch.setattr(bench, "__file__", str(tmp_path / "service" / "introspect_service" / "bench.py"))
-    row = {"benchmark": "kernels cpu", "provenance": {"date": "2026-11-21T16:05:09+00:00"}, "cases": []}
-    bench.finish(row, None, "kernels", quick=True)
-    assert list(tmp_path.rglob("*.json")) == []
-    bench.finish(row, None, "kernels", quick=False)
-    path = tmp_path / "kernels" / "benchmarks" / "results" / "kernels-cpu-20261121T1605.json"
-    assert json.loads(path.read_text(encoding="utf-8")) == row
-    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == row
+@pytest.mark.usefixtures("url")
+def test_memory_is_read_before_and_after_each_tenth(settings):
+    class Service:
+        count = 0
+
+        def client(self):
+            return Client(settings.port, settings.model)
+
+        def memory_mb(self):
+            self.count += 1
+            return float(self.count)
+
+    assert memory(Service(), 20) == {
+        "case": "memory", "requests": 20, "failed": 0, "resident_mb_after_each_tenth": [float(n) for n in range(1, 12)],
+    }  # fmt: skip
+
+
+def test_the_rate_of_events_counts_those_that_the_server_confirmed(broker):
+    found = asyncio.run(events_per_second(broker.url, 250))
+    assert (found["events"], found["dropped"], found["tokens_an_event"]) == (250, 0, 16)
+    assert found["per_second"] > 0
+
+
+def test_figures_of_times_are_in_milliseconds():
+    assert spread([0.001] * 98 + [0.002, 1.0])["median_ms"] == 1.0
+    assert spread([0.001, 0.003])["max_ms"] == 3.0
+    assert spread([n / 1000 for n in range(101)])["p99_ms"] == 99.0
+
+
+@pytest.mark.parametrize(("ratio", "met"), [(0.93, True), (0.92, False)])
+def test_aims_are_judged_by_what_was_measured(ratio, met):
+    cases = [
+        {"case": "added time a token", "both": {"median_ms": 0.2, "p99_ms": 0.4}},
+        {"case": "throughput", "streams": 1, "ratio": ratio},
+        {"case": "throughput", "streams": 8, "ratio": 0.5},
+    ]
+    found = _ratios(cases)
+    assert found["overhead_batch_8"] == 1.0
+    assert {aim["measure"]: aim["met"] for aim in found["aims"]} == {
+        "added_median_ms": False, "added_p99_ms": True, "throughput_ratio_1": met, "throughput_ratio_8": False,
+    }  # fmt: skip

