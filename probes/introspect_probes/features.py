@@ -92,26 +92,43 @@ def _row(row: HeadRow, position: int) -> NDArray[np.floating]:
     }
     per_head = [np.nan_to_num(scaled.get(name, getattr(row, name)), nan=0.0, neginf=0.0).ravel() for name in _PER_HEAD]
     masses = [row.mass[:, :, segment].ravel() for segment in _MASSES]
-    return np.concatenate([*per_head, *masses, _across_heads(row).ravel()])
+    return np.concatenate([*per_head, *masses, across_heads(row.mass[:, :, Segment.IMAGE], row.argmax_position).ravel()])
 
 
-def _across_heads(row: HeadRow) -> NDArray[np.floating]:
-    """How unevenly a layer's heads share in looking at the image, `[4, layers]`.
+def across_heads(image_mass: NDArray[np.floating], argmax: NDArray[np.integer]) -> NDArray[np.floating]:
+    """How unevenly a layer's heads share in looking at the image.
 
     Gini coefficient and participation ratio of the image mass over heads, the
     share of heads that give the image over half of their mass, and the share of
     heads that agree with the commonest argmax (head agreement).
+
+    Args:
+        image_mass: `[..., layers, heads]`.
+        argmax: positions of the largest attention, `[..., layers, heads]`.
+
+    Returns:
+        `[4, ..., layers]`.
     """
-    image = np.sort(np.nan_to_num(row.mass[:, :, Segment.IMAGE]), axis=1)
-    heads = image.shape[1]
-    total = np.maximum(image.sum(1), 1e-9)
+    image = np.sort(np.nan_to_num(image_mass), axis=-1)
+    heads = image.shape[-1]
+    total = np.maximum(image.sum(-1), 1e-9)
     rank = np.arange(1, heads + 1)
-    gini = (2 * (rank * image).sum(1) / (heads * total)) - (heads + 1) / heads
-    participation = total**2 / (heads * np.maximum((image**2).sum(1), 1e-12))
-    active = (image > 0.5).mean(1)
-    argmax = np.sort(row.argmax_position, axis=1)
-    agreement = (argmax[:, :, None] == argmax[:, None, :]).sum(2).max(1) / heads
-    return np.stack([gini, participation, active, agreement])
+    gini = (2 * (rank * image).sum(-1) / (heads * total)) - (heads + 1) / heads
+    participation = total**2 / (heads * np.maximum((image**2).sum(-1), 1e-12))
+    active = (image > 0.5).mean(-1)
+    return np.stack([gini, participation, active, _largest_party(argmax) / heads])
+
+
+def _largest_party(values: NDArray[np.integer]) -> NDArray[np.int64]:
+    """How often the commonest value of the last axis occurs: the longest run once they are sorted."""
+    ordered = np.sort(values, axis=-1)
+    longest = np.ones(values.shape[:-1], dtype=np.int64)
+    for step in range(1, values.shape[-1]):
+        found = (ordered[..., step:] == ordered[..., :-step]).any(-1)
+        if not found.any():
+            break
+        longest[found] = step + 1
+    return longest
 
 
 def logit_features(so_far: Sequence[LogitStats], following: LogitStats | None) -> Array:

@@ -200,22 +200,37 @@ def _strategy_probe(fitted: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> 
 
 
 def answer_features(tokens: list[TokenFeatures], risks: list[float], kinds: list[str], prompt: PromptInfo) -> NDArray[np.float32]:
-    """What the confidence probe reads of an answer so far.
-
-    Means of the heads' statistics and last value of the logits' over its tokens, its claims' risks
-    summed up (largest, mean, log-probability that all are true, count), the kinds of its claims, its length and budget.
-    """
+    """What the confidence probe reads of an answer so far: means of the heads' statistics over its tokens, and `answer_tail`."""
     heads = np.mean([t.heads for t in tokens], axis=0)
+    return np.concatenate([heads, answer_tail(tokens[-1].logits, len(tokens), risks, kinds, prompt)]).astype(np.float32)
+
+
+def answer_tail(last: NDArray[np.floating], length: int, risks: list[float], kinds: list[str], prompt: PromptInfo) -> NDArray[np.float32]:
+    """What the confidence probe reads beside the heads' statistics.
+
+    Last value of the logits' statistics, the kinds of the answer's claims, their risks summed up (largest, mean,
+    log-probability that all are true, its complement's logit, count), its length and budget.
+    """
     clipped = np.clip(risks, 1e-4, 1 - 1e-4) if risks else np.zeros(0)
-    all_true = float(np.log1p(-clipped).sum())
-    summary = [
-        max(risks, default=0.0),
-        float(np.mean(risks)) if risks else 0.0,
-        all_true,
-        np.log(-np.expm1(min(all_true, -1e-6))),
-        len(risks),
-    ]
+    mean = float(np.mean(risks)) if risks else 0.0
+    summary = np.array([[max(risks, default=0.0), mean, float(np.log1p(-clipped).sum()), len(risks), length]])
     counts = np.sum([kind_features(k) for k in kinds], axis=0) if kinds else kind_features("")
-    return np.concatenate(
-        [heads, tokens[-1].logits, np.log1p(counts), np.array([*summary, np.log1p(len(tokens))]), budget_features(prompt)]
-    ).astype(np.float32)
+    tails: NDArray[np.float32] = answer_tails(np.asarray(last)[None], summary, counts[None], budget_features(prompt)[None])
+    return np.asarray(tails[0])
+
+
+def answer_tails(
+    last: NDArray[np.floating], summary: NDArray[np.floating], counts: NDArray[np.floating], budget: NDArray[np.floating]
+) -> NDArray[np.float32]:
+    """`answer_tail` of several answers.
+
+    Args:
+        last: logit features of each one's last token, `[batch, logits]`.
+        summary: largest and mean risk of its claims, sum of ln(1 - risk), number of claims, number of tokens, `[batch, 5]`.
+        counts: its claims by kind, `[batch, kinds]`.
+        budget: `claim_probe.budget_features`, `[batch, 2]`.
+    """
+    largest, mean, all_true, claims, length = summary.T
+    any_false = np.log(-np.expm1(np.minimum(all_true, -1e-6)))
+    columns = np.stack([largest, mean, all_true, any_false, claims, np.log1p(length)], axis=1)
+    return np.concatenate([last, np.log1p(counts), columns, budget], axis=1).astype(np.float32)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from introspect_kernels import Segment
-from introspect_probes.features import LOGITS, PLACE, Shape, head_feature_names, head_features, place_features, token_features
+from introspect_probes.features import LOGITS, PLACE, Shape, across_heads, head_feature_names, head_features, place_features, token_features
 from introspect_probes.traces import Trace
 
 
@@ -57,3 +57,10 @@ def test_repetition_counts_earlier_uses_of_the_word() -> None:
     assert dict(zip(PLACE, place_features([7, 8, 7, 7]), strict=True)) == {
         "index": 3, "log_index": pytest.approx(np.log(4)), "repetition": 2, "first": 0,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("values", [[[3, 1, 3, 3], [1, 2, 3, 4]], [[-1, -1, -1, -1], [2, 2, 5, 5]]])
+def test_agreement_is_the_share_of_the_commonest_argmax(values: list[list[int]]) -> None:
+    argmax = np.array(values)
+    expected = [np.unique(row, return_counts=True)[1].max() / 4 for row in argmax]
+    assert across_heads(np.ones((2, 4), dtype=np.float32), argmax)[3].tolist() == expected
