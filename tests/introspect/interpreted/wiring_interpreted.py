@@ -7,7 +7,7 @@ import numpy as np
 from introspect.engine import Engine
 from introspect.loading import load_model
 from introspect.types import Budget, Request, SamplingParams, StepTrace
-from introspect_kernels import HeadStats
+from introspect_kernels import HeadStats, Segment
 from introspect_kernels.implementations import interpreted
 from introspect_probes.worlds.world import get_world
 
@@ -18,12 +18,13 @@ def test_tokens_and_statistics_equal_the_cpu_path() -> None:
     case = next(get_world("digits").cases(1, seed=1, pool="test"))
     # Prompts and answers of different lengths; one budget gives heads different lengths, the other does not.
     requests = [
-        Request.ask(question, question, case.image, sampling=SamplingParams(max_tokens=3), budget=Budget(policy, ratio=ratio))
+        Request.ask(question, question, case.picture(), sampling=SamplingParams(max_tokens=2), budget=Budget(policy, ratio=ratio))
         for question, policy, ratio in (("what digit is red ?", "adakv", 0.2), ("add up row 2", "snapkv", 0.1))
     ]
     ours, theirs = (list(Engine(loaded, impl=impl).generate(requests)) for impl in ("triton", "vectorised"))
     assert len(ours) == len(theirs) >= 5
     assert len({step.position for step in ours if step.index == 0}) == 2
+    assert all((step.heads.retained[..., Segment.IMAGE] > 0).any() for step in ours if step.heads is not None)
     kept = [step.heads.retained.sum(-1) for step in ours if step.heads is not None]  # [layers, KV heads]
     assert any(len(np.unique(layer)) > 1 for heads in kept for layer in heads)
     for step, expected in zip(ours, theirs, strict=True):
