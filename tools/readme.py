@@ -24,11 +24,14 @@ from typing import Annotated, Any
 import typer
 
 from introspect.loading import embedded_folder
+from introspect_kernels.bench import markdown
 from introspect_probes.report import answers_table, claims_table, conditions_table, domain_line, strategy_lines, summary
 
 ROOT = Path(__file__).resolve().parent.parent
 REPORT = ROOT / "probes" / "results" / "embedded-1" / "report.json"
-PAGES = (ROOT / "README.md", ROOT / "probes" / "README.md")
+SCORING = ROOT / "probes" / "results" / "scoring" / "batch.json"
+KERNELS = sorted((ROOT / "kernels" / "benchmarks" / "results").glob("kernels-cpu-*.json"))
+PAGES = (ROOT / "README.md", ROOT / "probes" / "README.md", ROOT / "kernels" / "README.md")
 SNIPPETS = ("curl", "openai", "stream")
 TIGHT = "snapkv@20%"
 _BLOCK = re.compile(r"(<!-- output (?P<name>[\w-]+) -->\n)(?P<body>.*?)(<!-- end -->)", re.DOTALL)
@@ -47,7 +50,8 @@ def figures() -> dict[str, str]:
         "domain": domain_line(report),
         "report": summary(report).partition("\n\n")[2],
         "model": model_table(),
-    }
+        "scoring": scoring_line(),
+    } | markdown.blocks(json.loads(KERNELS[-1].read_text(encoding="utf-8")))
 
 
 def model_table() -> str:
@@ -69,6 +73,19 @@ def model_table() -> str:
         "| " + " | ".join(f"{test[k]['accuracy']:.1%}" for k in kinds) + " |",
     ]
     return "\n".join(lines)
+
+
+def scoring_line() -> str:
+    """What scoring a token costs."""
+    row: dict[str, Any] = json.loads(SCORING.read_text(encoding="utf-8"))
+    (case,) = row["cases"]
+    clock = case["milliseconds_per_token"]
+    return (
+        f"A model of {case['layers']} layers with {case['heads']} heads has {case['head_features']:,} head features. Risk, strategy and "
+        f"confidence of one token take {clock['median']:.2f} ms (5th to 95th percentile {clock['p5']:.2f} to {clock['p95']:.2f}) in a batch "
+        f"of {case['batch']}, with {case['weights_per_probe']:,} weights in each probe, on one core of {row['provenance']['machine']['cores']} "
+        "(`python -m introspect_probes.scoring_benchmark --out probes/results/scoring/batch.json`)."
+    )
 
 
 def snippets(page: str) -> dict[str, tuple[str, str]]:
