@@ -80,10 +80,11 @@ def scoring_line() -> str:
     row: dict[str, Any] = json.loads(SCORING.read_text(encoding="utf-8"))
     (case,) = row["cases"]
     clock = case["milliseconds_per_token"]
+    spread = f"{clock['median']:.2f} ms (5th to 95th percentile {clock['p5']:.2f} to {clock['p95']:.2f})"
     return (
         f"A model of {case['layers']} layers with {case['heads']} heads has {case['head_features']:,} head features. Risk, strategy and "
-        f"confidence of one token take {clock['median']:.2f} ms (5th to 95th percentile {clock['p5']:.2f} to {clock['p95']:.2f}) in a batch "
-        f"of {case['batch']}, with {case['weights_per_probe']:,} weights in each probe, on one core of {row['provenance']['machine']['cores']} "
+        f"confidence of one token take {spread} in a batch of {case['batch']}, with {case['weights_per_probe']:,} weights in each probe, "
+        f"on a machine of {row['provenance']['machine']['cores']} cores "
         "(`python -m introspect_probes.scoring_benchmark --out probes/results/scoring/batch.json`)."
     )
 
