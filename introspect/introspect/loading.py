@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from introspect import attention
 from introspect.errors import ModelLoadError
 from introspect.inspection import image_token_of, kinds_input_of, language_model_of, layer_windows, refuse_unsupported
+from introspect.processors import load_processor
 
 EMBEDDED = "embedded"
 HEADS_FILE = "visual_heads.json"
@@ -118,10 +119,8 @@ def load_model(
         refuse_unsupported(config)
         model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=compute, use_safetensors=True)
         model = model.to(device).eval()
-        processor = AutoProcessor.from_pretrained(folder)
-        if not hasattr(processor, "image_processor"):
-            raise ValueError(f"expected a processor with an image processor, found only {type(processor).__name__}")
-    except (OSError, ValueError, ImportError, KeyError) as problem:
+        processor = load_processor(folder, config.model_type)
+    except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError) as problem:
         raise ModelLoadError(f"cannot load {name_or_path!r} as an image-text-to-text model: {problem}") from problem
     loaded = prepare(name_or_path, model, processor, fingerprint_of(folder))
     if heads is not None:

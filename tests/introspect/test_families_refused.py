@@ -15,13 +15,17 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaProcessor,
     MllamaConfig,
     PaliGemmaConfig,
     PaliGemmaForConditionalGeneration,
+    Qwen2VLProcessor,
+    SmolVLMProcessor,
 )
 
 from introspect.errors import ModelLoadError
 from introspect.loading import load_model, prepare
+from introspect.processors import can_do_without_video
 
 
 def llava_config(**text: Any) -> LlavaConfig:
@@ -111,6 +115,11 @@ def test_a_model_without_a_processor_is_refused(tmp_path: Path) -> None:
     loaded.model.save_pretrained(tmp_path)
     with pytest.raises(ModelLoadError, match=r"cannot load .* as an image-text-to-text model"):
         load_model(str(tmp_path))
-    loaded.tokenizer.save_pretrained(tmp_path)
+    loaded.tokenizer.save_pretrained(tmp_path)  # and no file of an image processor
     with pytest.raises(ModelLoadError, match="image processor"):
         load_model(str(tmp_path))
+
+
+@pytest.mark.parametrize(("kind", "can"), [(Qwen2VLProcessor, True), (SmolVLMProcessor, False), (LlavaProcessor, False)])
+def test_only_an_optional_video_part_is_done_without(kind: Any, can: bool) -> None:
+    assert can_do_without_video(kind) == can

@@ -16,18 +16,20 @@ TEMPLATE = (
     "{% for part in message['content'] %}{% if part['type'] == 'image' %}PICTURE{% else %}{{ part['text'] }}{% endif %}{% endfor %}\n"
     "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 )
-"""Pictures and texts in the order in which they come; `PICTURE` is each family's placeholder."""
+"""Pictures and texts in the order in which they come; `PICTURE` is what each family's template writes for one."""
 
 
-def build_tiny_tokenizer(placeholder: str = "<image>", *, soft_image: str | None = None, chat: bool = True) -> PreTrainedTokenizerFast:
+def build_tiny_tokenizer(
+    placeholder: str = "<image>", *, soft_image: str | None = None, picture: str | None = None
+) -> PreTrainedTokenizerFast:
     """Bytes from id 10 on, control tokens at the ids that the tiny models are configured with.
 
     Two newlines in a row are one token, so that text which a processor puts beside a picture can merge with the prompt's own.
 
     Args:
-        placeholder: what the chat template writes for a picture.
+        placeholder: the token that stands for a picture until the processor expands it.
         soft_image: the image token, where it is another one than the placeholder (Gemma 3).
-        chat: whether to set the chat template.
+        picture: what the chat template writes for a picture, where that is more than the placeholder.
     """
     vocabulary = {token: number for number, token in enumerate((PAD, BOS, EOS, UNK, USER, ASSISTANT))}
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -41,11 +43,11 @@ def build_tiny_tokenizer(placeholder: str = "<image>", *, soft_image: str | None
     tokenizer = Tokenizer(BPE(vocab=vocabulary | control, merges=[(newline, newline)], unk_token=None))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    extra = {"image_token": image, "boi_token": start, "eoi_token": "<end>"} if soft_image else {"image_token": image}
+    extra = {"image_token": image, "context_image_token": image, "video_token": "<video>"}
+    extra |= {"start_image_token": start, "end_image_token": "<end>", "boi_token": start, "eoi_token": "<end>"}
     built = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=PAD, bos_token=BOS, eos_token=EOS, unk_token=UNK, extra_special_tokens=extra
     )
     built.add_special_tokens({"additional_special_tokens": [USER, ASSISTANT, *control]}, replace_extra_special_tokens=False)
-    if chat:
-        built.chat_template = TEMPLATE.replace("PICTURE", placeholder)
+    built.chat_template = TEMPLATE.replace("PICTURE", picture or placeholder)
     return built
