@@ -105,9 +105,10 @@ async def livez() -> dict[str, str]:
 async def readyz(service: ServiceDep) -> JSONResponse:
     """Whether requests are taken; a stream that is away makes the service poorer, not unready."""
     counters, bus = service.bus.counters, service.bus
-    ready = service.runner.alive and not service.viewers.stopping.is_set()
+    draining = service.draining.is_set()
+    ready = service.runner.alive and not draining
     body: dict[str, Any] = {
-        "status": "ready" if ready else "stopped",
+        "status": "ready" if ready else "draining" if draining else "stopped",
         "model": service.backend.model.name,
         "probe_set": service.backend.scorer.name,
         "queue": {"waiting": service.runner.waiting, "depth": service.settings.queue_depth},

@@ -38,6 +38,9 @@ async def chat_completions(chat: ChatRequest, http: Request, service: ServiceDep
         raise ApiError(
             404, f"The model {chat.model[:100]!r} is not served here; see GET /v1/models.", param="model", code="model_not_found"
         )
+    if service.draining.is_set():
+        service.metrics.rejections.labels("draining").inc()
+        raise ApiError(503, "This server is about to stop; ask another, or again.", code="draining", headers={"Retry-After": "5"})
     completion_id = f"chatcmpl-{uuid.uuid4().hex}"
     run = await _begin(chat, completion_id, service)
     run.cancel_when_gone(http)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
+import time
 from collections.abc import Callable
 
 import uvicorn
@@ -12,24 +14,42 @@ from introspect_service.backend import Backend
 from introspect_service.events import STREAM_KEY
 from introspect_service.reader import DEFAULT_URL
 from introspect_service.settings import Settings, without_password
+from introspect_service.state import Service
 
-GRACE_SECONDS = 10
-"""How long running answers may take to end when the service is told to stop."""
+GRACE_SECONDS = 5
+"""How long connections may take to close when the last answer has ended."""
+
+_POLL_SECONDS = 0.02
 
 SAMPLE_IMAGE = "samples/scene-1.png"
 SAMPLE_QUESTION = "what digit is at row 2 column 3 ?"
 
 
 class AnnouncingServer(uvicorn.Server):
-    """A server that says when it listens, and when it is told to stop."""
+    """A server that says when it listens, and drains when it is told to stop.
 
-    def __init__(self, config: uvicorn.Config, announce: Callable[[], None], stopping: Callable[[], None]) -> None:
+    Args:
+        config: of uvicorn.
+        announce: is called when it listens.
+        service: gives the running service.
+    """
+
+    def __init__(self, config: uvicorn.Config, announce: Callable[[], None], service: Callable[[], Service]) -> None:
         super().__init__(config)
-        self._announce, self._stopping = announce, stopping
+        self._announce, self._service = announce, service
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """End the event streams, which would go on for ever, then wait for running answers."""
-        self._stopping()
+        """Finish what was taken, while new requests get a 503; then end the event streams, which would go on for ever, and stop.
+
+        A second Ctrl-C ends the waiting.
+        """
+        service = self._service()
+        service.draining.set()
+        end = time.monotonic() + service.settings.drain_seconds
+        while service.runner.running + service.runner.waiting and time.monotonic() < end and not self.force_exit:  # noqa: ASYNC110 - counted by threads
+            await asyncio.sleep(_POLL_SECONDS)
+        await asyncio.to_thread(service.runner.close)  # what still runs is told that the server stops
+        service.viewers.stopping.set()
         await super().shutdown(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -43,7 +63,7 @@ def serve(settings: Settings, backend: Backend, bound: socket.socket, announce: 
     """Serve until told to stop; whether it ever listened."""
     app = create_app(settings, backend)
     config = uvicorn.Config(app, log_level=log_level, timeout_graceful_shutdown=GRACE_SECONDS, server_header=False)
-    server = AnnouncingServer(config, announce, lambda: app.state.service.viewers.stopping.set())
+    server = AnnouncingServer(config, announce, lambda: app.state.service)
     server.run([bound])
     return server.started
 

@@ -52,6 +52,7 @@ class Settings(BaseSettings):
         max_tokens: longest answer that can be asked for.
         default_max_tokens: longest answer where the request does not say.
         queue_depth: requests that may wait for the engine.
+        drain_seconds: how long accepted requests may take to finish when the service is told to stop.
         keep_answers: recent answers whose head statistics can be asked for; 0 keeps none.
         keep_bytes: memory of all of them together, about.
         max_viewers: event streams that may be open at once, chat completions aside.
@@ -86,6 +87,7 @@ class Settings(BaseSettings):
     max_tokens: Count = 1_024
     default_max_tokens: Count = 128
     queue_depth: Count = 16
+    drain_seconds: Annotated[float, Field(ge=0)] = 10.0
     keep_answers: Annotated[int, Field(ge=0)] = 64
     keep_bytes: Count = 64_000_000
     max_viewers: Count = 32

@@ -25,7 +25,7 @@ DECODERS = 2
 
 @dataclass(frozen=True)
 class Service:
-    """The parts of a running service."""
+    """The parts of a running service; `draining` is set when it is told to stop."""
 
     settings: Settings
     backend: Backend
@@ -36,6 +36,7 @@ class Service:
     metrics: Metrics
     labels: LabelStore | None = None
     started: int = field(default_factory=lambda: int(time.time()))
+    draining: asyncio.Event = field(default_factory=asyncio.Event)
     decoders: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(DECODERS))
 
     def check_model(self, name: str) -> None:
