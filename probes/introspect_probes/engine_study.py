@@ -11,13 +11,14 @@ from introspect.heads.visual_heads import read_visual_heads
 from introspect.loading import EMBEDDED, LoadedModel, load_model
 from introspect_probes.budget_accuracy import budget_accuracy
 from introspect_probes.coverage_study import coverage_study
+from introspect_probes.cpu_study import cpu_study
 from introspect_probes.engine_figures import draw_ablation, draw_accuracy, draw_coverage
 from introspect_probes.errors import ProbesError
 from introspect_probes.head_ablation import head_ablation
 
-Study = Literal["accuracy", "why", "heads"]
+Study = Literal["accuracy", "why", "heads", "cpu"]
 STUDIES: tuple[Study, ...] = get_args(Study)
-FILES: dict[Study, str] = {"accuracy": "accuracy-by-budget", "why": "why-coverage-holds", "heads": "visual-head-ablation"}
+FILES: dict[Study, str] = {"accuracy": "accuracy-by-budget", "why": "why-coverage-holds", "heads": "visual-head-ablation", "cpu": "cpu"}
 _MEASURES = {"wrong": "false or left out", "false_rate": "false", "exact": "description exact", "exact_other": "other exact"}
 
 
@@ -26,11 +27,11 @@ def run_study(study: Study, out: Path, *, model: str = EMBEDDED, heads: Path | N
 
     Args:
         study: `accuracy` (answers under every policy and budget), `why` (what the recommended policy owes its hold to)
-            or `heads` (silencing visual heads).
+            `heads` (silencing visual heads) or `cpu` (time and memory; on models of its own, no picture).
         out: the folder, made where it is missing.
         model: a folder or hub id.
         heads: visual-head scores, by default those beside the model.
-        n: scenes, or cases of each sort.
+        n: scenes, or cases of each sort, or rounds.
 
     Returns:
         The benchmark row.
@@ -39,13 +40,17 @@ def run_study(study: Study, out: Path, *, model: str = EMBEDDED, heads: Path | N
         ProbesError: the model has no visual-head scores.
         IntrospectError: the model or the scores cannot be used.
     """
+    out.mkdir(parents=True, exist_ok=True)
+    if study == "cpu":
+        result = cpu_study(rounds=n or 5)
+        (out / f"{FILES[study]}.json").write_text(_a_row_a_line(result), encoding="utf-8")
+        return result
     loaded = load_model(model, heads=heads)
     if loaded.heads_path is None:
         raise ProbesError(
             f"the model {model!r} has no visual-head scores; make them with `introspect score-heads --model {model} --out ...`"
         )
     result = _run(study, Engine(loaded), loaded, n)
-    out.mkdir(parents=True, exist_ok=True)
     (out / f"{FILES[study]}.json").write_text(_a_row_a_line(result), encoding="utf-8")
     {"accuracy": draw_accuracy, "why": draw_coverage, "heads": draw_ablation}[study](result, out / f"{FILES[study]}.png")
     return result
@@ -63,9 +68,14 @@ def _run(study: Study, engine: Engine, loaded: LoadedModel, n: int | None) -> di
 
 def table_of(result: dict[str, Any]) -> str:
     """The rows of a study in Markdown, values with their 95 % intervals."""
-    if "rows" not in result or not result["rows"]:
-        return ""
-    if "policy" in result["rows"][0]:
+    if result["benchmark"] == "engine cpu":
+        head = ["model", "prompt", "batch", "arm", "prompt to last token", "a token"]
+        body = [
+            [row["model"], str(row["prompt"]), str(row["batch"]), arm, f"{seconds:.3f} s", f"{row['step_milliseconds'][arm]:.2f} ms"]
+            for row in result["rows"]
+            for arm, seconds in row["whole_seconds"].items()
+        ]
+    elif "policy" in result["rows"][0]:
         head = ["policy", "ratio", "entries", *_MEASURES.values()]
         body = [
             [row["policy"], f"{row['ratio']:.0%}", f"{row['effective']:.1f}", *(_with_interval(row[key]) for key in _MEASURES)]
