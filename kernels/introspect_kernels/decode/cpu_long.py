@@ -18,7 +18,7 @@ from introspect_kernels.decode.cpu_workspace import scratch
 from introspect_kernels.segments import NUM_SEGMENTS, Segment
 from introspect_kernels.statistics import WINDOW
 
-_BLOCK = 1024  # entries of a half-precision cache turned to fp32 at a time: they stay in the second-level cache
+_BLOCK, _PAIR = 2048, 2  # entries and runs of a half-precision cache turned to fp32 at a time: they stay in the second-level cache
 _FAR = -16.0  # nats: an image whose largest score is further below the largest of all is summed by itself
 _LOWEST = -1e30  # in place of a score of -inf: its e is 0 all the same, and 0 times it is 0
 
@@ -108,9 +108,12 @@ def _weighted(e: torch.Tensor, v: torch.Tensor, first: int, last: int) -> torch.
     """Sum e v over entries `[first, last)`, `[runs, group, head_dim]`."""
     if v.dtype == torch.float32:
         return _product(e[..., first:last], v[:, first:last])
-    blocks = [slice(at, min(at + _BLOCK, last)) for at in range(first, last, _BLOCK)]
-    parts = [_product(e[..., block], _float(v[:, block])) for block in blocks]
-    return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
+    parts = []
+    for at in range(first, last, _BLOCK):
+        block = slice(at, min(at + _BLOCK, last))
+        pairs = [slice(run, run + _PAIR) for run in range(0, v.shape[0], _PAIR)]
+        parts.append(torch.cat([_product(e[pair, :, block], _float(v[pair, block])) for pair in pairs]))
+    return _sum(parts, parts[0])
 
 
 def _float(entries: torch.Tensor) -> torch.Tensor:
