@@ -5,7 +5,7 @@ The arms are policies like any other, so that everything else is equal: budget, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -95,8 +95,10 @@ def only_layer(layer: int) -> type[Policy]:
     return OnlyLayer
 
 
-def coverage_study(engine: Engine, *, scenes: int = 100, pool: Pool = "test", seed: int = 0) -> dict[str, Any]:
-    """Coverage, random eviction and the arms at two ratios, then eviction in single layers at the smaller one.
+def coverage_study(
+    engine: Engine, *, scenes: int = 100, pool: Pool = "test", seed: int = 0, ratios: Sequence[float] = RATIOS
+) -> dict[str, Any]:
+    """Coverage, random eviction and the arms at some ratios, then eviction in single layers at the last one.
 
     Returns:
         A benchmark row like `budget_accuracy`'s; its rows `layer N only` keep all other layers whole.
@@ -104,8 +106,8 @@ def coverage_study(engine: Engine, *, scenes: int = 100, pool: Pool = "test", se
     single = [only_layer(layer) for layer in range(engine.loaded.num_layers)]
     with added(*ARMS, *single):
         arms = (NULL, Coverage.name, *(arm.name for arm in ARMS))
-        result = budget_accuracy(engine, scenes=scenes, pool=pool, seed=seed, policies=arms, ratios=RATIOS)
+        result = budget_accuracy(engine, scenes=scenes, pool=pool, seed=seed, policies=arms, ratios=ratios)
         alone = budget_accuracy(
-            engine, scenes=scenes, pool=pool, seed=seed, policies=tuple(arm.name for arm in single), ratios=RATIOS[-1:], full=False
+            engine, scenes=scenes, pool=pool, seed=seed, policies=tuple(arm.name for arm in single), ratios=ratios[-1:], full=False
         )
     return {**result, "benchmark": "engine coverage", "layers": alone["policies"], "rows": result["rows"] + alone["rows"]}
