@@ -25,13 +25,15 @@ import typer
 
 from introspect.loading import embedded_folder
 from introspect_kernels.bench import markdown
+from introspect_probes import engine_report
 from introspect_probes.report import answers_table, claims_table, conditions_table, domain_line, strategy_lines, summary
 
 ROOT = Path(__file__).resolve().parent.parent
 REPORT = ROOT / "probes" / "results" / "embedded-1" / "report.json"
 SCORING = ROOT / "probes" / "results" / "scoring" / "batch.json"
 KERNELS = sorted((ROOT / "kernels" / "benchmarks" / "results").glob("kernels-cpu-*.json"))
-PAGES = (ROOT / "README.md", ROOT / "probes" / "README.md", ROOT / "kernels" / "README.md")
+ENGINE = ROOT / "introspect" / "benchmarks" / "results"
+PAGES = tuple(ROOT / part / "README.md" for part in ("", "introspect", "probes", "kernels"))
 SNIPPETS = ("curl", "openai", "stream")
 TIGHT = "snapkv@20%"
 _BLOCK = re.compile(r"(<!-- output (?P<name>[\w-]+) -->\n)(?P<body>.*?)(<!-- end -->)", re.DOTALL)
@@ -51,6 +53,7 @@ def figures() -> dict[str, str]:
         "report": summary(report).partition("\n\n")[2],
         "model": model_table(),
         "scoring": scoring_line(),
+        **engine_report.blocks(ENGINE),
     } | markdown.blocks(json.loads(KERNELS[-1].read_text(encoding="utf-8")))
 
 
