@@ -16,9 +16,11 @@ from introspect_service.answers import AnswerWriter
 from introspect_service.conversation import to_engine_request
 from introspect_service.errors import ApiError, ErrorBody, QueueFullError, error_body
 from introspect_service.generation import Token
+from introspect_service.logs import answer_log
 from introspect_service.publisher import AnswerPublisher
 from introspect_service.responses import ChatCompletion, TokenLogprob
 from introspect_service.run import Run
+from introspect_service.runner import Listener
 from introspect_service.schemas import ChatRequest
 from introspect_service.state import Service, ServiceDep
 
@@ -42,7 +44,8 @@ async def chat_completions(chat: ChatRequest, http: Request, service: ServiceDep
         service.metrics.rejections.labels("draining").inc()
         raise ApiError(503, "This server is about to stop; ask another, or again.", code="draining", headers={"Retry-After": "5"})
     completion_id = f"chatcmpl-{uuid.uuid4().hex}"
-    run = await _begin(chat, completion_id, service)
+    log = answer_log(http.scope["introspect.request_id"], completion_id, service.backend.model.name)
+    run = await _begin(chat, completion_id, service, log)
     run.cancel_when_gone(http)
     await run.begun()
     writer = AnswerWriter(completion_id, chat, service.backend)
@@ -53,7 +56,7 @@ async def chat_completions(chat: ChatRequest, http: Request, service: ServiceDep
     return Response(whole.model_dump_json(), media_type="application/json")
 
 
-async def _begin(chat: ChatRequest, completion_id: str, service: Service) -> Run:
+async def _begin(chat: ChatRequest, completion_id: str, service: Service, log: Listener) -> Run:
     measure = service.metrics.listener()  # before the pictures are decoded: the client waits for that too
     try:
         service.runner.check_room()
@@ -68,7 +71,7 @@ async def _begin(chat: ChatRequest, completion_id: str, service: Service) -> Run
             alert_risk=service.settings.alert_risk,
             probe_set=service.backend.scorer.name,
         )
-        others = (service.records.listener(completion_id, publisher), measure)
+        others = (service.records.listener(completion_id, publisher), measure, log)
         return Run(publisher, lambda listener: service.runner.submit(request, listener), others)
     except QueueFullError as full:
         service.metrics.rejections.labels("queue_full").inc()

@@ -55,11 +55,14 @@ def serve(
     host: Annotated[str | None, typer.Option("--host", help="Address to listen on.", show_default="127.0.0.1")] = None,
     port: Annotated[int | None, typer.Option("--port", help="Port to listen on.", show_default="8000")] = None,
     log_level: Annotated[str, typer.Option("--log-level", help="Of the web server.")] = "warning",
+    log_format: Annotated[
+        str | None, typer.Option("--log-format", help="text, or json for one line an answer.", show_default="text")
+    ] = None,
 ) -> None:
     """Serve chat completions with signals; every option is also a variable INTROSPECT_..."""
     settings = _settings(
         model=model, probes=probes, allow_mismatch=allow_mismatch, policy=policy, kv_budget=kv_budget, heads=heads, device=device,
-        redis=redis, redis_port=redis_port, alert_risk=alert_risk, host=host, port=port,
+        redis=redis, redis_port=redis_port, alert_risk=alert_risk, log_format=log_format, host=host, port=port,
     )  # fmt: skip
     from introspect_service.embedded_valkey import EmbeddedValkey
     from introspect_service.errors import ServiceError

@@ -105,6 +105,7 @@ class RequestId:
         name = REQUEST_ID_HEADER.lower().encode()
         given = dict(scope["headers"]).get(name, b"")
         request_id = given if _SAFE_ID.fullmatch(given) else uuid.uuid4().hex.encode()
+        scope["introspect.request_id"] = request_id.decode()
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -6,12 +6,14 @@ import asyncio
 import socket
 import time
 from collections.abc import Callable
+from typing import Any
 
 import uvicorn
 
 from introspect_service.app import create_app
 from introspect_service.backend import Backend
 from introspect_service.events import STREAM_KEY
+from introspect_service.logs import write_json_lines
 from introspect_service.reader import DEFAULT_URL
 from introspect_service.settings import Settings, without_password
 from introspect_service.state import Service
@@ -62,7 +64,11 @@ class AnnouncingServer(uvicorn.Server):
 def serve(settings: Settings, backend: Backend, bound: socket.socket, announce: Callable[[], None], log_level: str = "warning") -> bool:
     """Serve until told to stop; whether it ever listened."""
     app = create_app(settings, backend)
-    config = uvicorn.Config(app, log_level=log_level, timeout_graceful_shutdown=GRACE_SECONDS, server_header=False)
+    log_config: dict[str, Any] | None = uvicorn.config.LOGGING_CONFIG
+    if settings.log_format == "json":
+        write_json_lines()
+        log_config = None  # uvicorn's own lines go the same way
+    config = uvicorn.Config(app, log_level=log_level, log_config=log_config, timeout_graceful_shutdown=GRACE_SECONDS, server_header=False)
     server = AnnouncingServer(config, announce, lambda: app.state.service)
     server.run([bound])
     return server.started

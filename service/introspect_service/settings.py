@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
@@ -51,6 +51,7 @@ class Settings(BaseSettings):
         max_prompt_chars: characters of all texts of a request together.
         max_tokens: longest answer that can be asked for.
         default_max_tokens: longest answer where the request does not say.
+        max_batch: requests that are answered at once; more wait.
         queue_depth: requests that may wait for the engine.
         drain_seconds: how long accepted requests may take to finish when the service is told to stop.
         keep_answers: recent answers whose head statistics can be asked for; 0 keeps none.
@@ -58,6 +59,7 @@ class Settings(BaseSettings):
         max_viewers: event streams that may be open at once, chat completions aside.
         api_keys: keys of which a caller must have one, separated by commas; anybody may ask where absent.
         rate_limit: requests that a caller may post in a minute; any number where absent.
+        log_format: `text`, or `json` for one object a line and one line for each answer; neither has prompts, pictures or answers.
         traces: folder to which answers that get feedback are written, with their labels; nowhere where absent.
     """
 
@@ -86,6 +88,7 @@ class Settings(BaseSettings):
     max_prompt_chars: Count = 32_000
     max_tokens: Count = 1_024
     default_max_tokens: Count = 128
+    max_batch: Annotated[int, Field(ge=1, le=256)] = 8
     queue_depth: Count = 16
     drain_seconds: Annotated[float, Field(ge=0)] = 10.0
     keep_answers: Annotated[int, Field(ge=0)] = 64
@@ -93,6 +96,7 @@ class Settings(BaseSettings):
     max_viewers: Count = 32
     api_keys: SecretStr | None = None
     rate_limit: Count | None = None
+    log_format: Literal["text", "json"] = "text"
     traces: str | None = None
 
     @field_validator("redis")
