@@ -53,7 +53,7 @@ def create_app(settings: Settings | None = None, backend: Backend | None = None)
             bus = make_bus(settings)
             await bus.start()
             stack.push_async_callback(bus.close)
-            runner = Runner(loaded.engine, loaded.scorer, queue_depth=settings.queue_depth)
+            runner = Runner(loaded.engine, loaded.scorer, queue_depth=settings.queue_depth, max_batch=settings.max_batch)
             runner.start(asyncio.get_running_loop())
             stack.push_async_callback(asyncio.to_thread, runner.close)
             labels = await asyncio.to_thread(LabelStore, Path(settings.traces), loaded.model) if settings.traces else None

@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+from introspect.async_engine import AsyncEngine
 from introspect.engine import Engine
 from introspect.errors import IntrospectError
 from introspect.heads.visual_heads import kv_head_scores
@@ -29,7 +30,7 @@ class Backend:
     """A loaded model and who scores its answers."""
 
     model: LoadedModel
-    engine: Engine
+    engine: AsyncEngine
     scorer: ProbeSet | TrainingFree
     feature_schema: str
 
@@ -48,7 +49,7 @@ def load_backend(settings: Settings) -> Backend:
     model = load_model(settings.model, device=settings.device, heads=Path(settings.heads) if settings.heads else None)
     if get_policy(policy).needs_head_scores:
         kv_head_scores(model)
-    return Backend(model, Engine(model), choose_scorer(model, settings), feature_schema_hash())
+    return Backend(model, AsyncEngine(Engine(model, max_batch=settings.max_batch)), choose_scorer(model, settings), feature_schema_hash())
 
 
 def choose_scorer(model: LoadedModel, settings: Settings) -> ProbeSet | TrainingFree:

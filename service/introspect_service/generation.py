@@ -14,7 +14,7 @@ from introspect_probes.signals import AnswerSignal, TokenSignal
 
 
 class Generates(Protocol):
-    """The part of `introspect.engine.Engine` that is used here."""
+    """The part of `introspect.async_engine.AsyncEngine` that is used here; `introspect.engine.Engine` has it too."""
 
     def generate(self, requests: list[Request]) -> Iterator[StepTrace]:
         """Steps of all requests."""

@@ -1,4 +1,4 @@
-"""One engine on one thread: requests wait in a bounded line, and what they yield goes to the event loop."""
+"""Several answers at once: requests wait in a bounded line, and what they yield goes to the event loop."""
 
 from __future__ import annotations
 
@@ -52,43 +52,45 @@ class Ticket:
 
 
 class Runner:
-    """Runs requests one after another on a thread of its own.
+    """Runs up to `max_batch` requests at once, each scored on a thread of its own while the engine decodes them together.
 
     Args:
-        engine: makes the steps.
+        engine: makes the steps; asked from several threads.
         scorer: makes the signals.
         queue_depth: how many requests may wait.
+        max_batch: how many run at once.
     """
 
-    def __init__(self, engine: Generates, scorer: Scores, *, queue_depth: int) -> None:
+    def __init__(self, engine: Generates, scorer: Scores, *, queue_depth: int, max_batch: int = 1) -> None:
         self._engine, self._scorer = engine, scorer
         self._waiting: queue.Queue[Ticket | None] = queue.Queue()
-        self._depth, self._count = queue_depth, 0
+        self._depth, self._count, self._running = queue_depth, 0, 0
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread = threading.Thread(target=self._run, name="introspect-engine", daemon=True)
+        self._threads = [threading.Thread(target=self._run, name=f"introspect-answer-{n}", daemon=True) for n in range(max_batch)]
         self._mean_seconds = 1.0
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin to take requests; listeners are called on `loop`."""
         self._loop = loop
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     @property
     def alive(self) -> bool:
         """Whether requests are being taken and run."""
-        return self._thread.is_alive() and not self._closing.is_set()
+        return all(thread.is_alive() for thread in self._threads) and not self._closing.is_set()
 
     @property
     def running(self) -> int:
         """How many requests the engine works on."""
-        return min(1, self._count)
+        return self._running
 
     @property
     def waiting(self) -> int:
-        """How many requests wait, the running one aside."""
-        return max(0, self._count - 1)
+        """How many requests wait, the running ones aside."""
+        return max(0, self._count - self._running)
 
     def check_room(self) -> None:
         """Cheap test before a request's pictures are decoded.
@@ -96,8 +98,9 @@ class Runner:
         Raises:
             QueueFullError: a request would be refused now.
         """
-        if self._count > self._depth:
-            raise QueueFullError(max(1, round(self._mean_seconds * self._count)))
+        places = len(self._threads)
+        if self._count >= self._depth + places:
+            raise QueueFullError(max(1, round(self._mean_seconds * self._count / places)))
 
     def submit(self, request: Request, listener: Listener) -> Ticket:
         """Put a request in line; its listener hears `Progress` and, where it is not completed, `Failed`.
@@ -113,19 +116,25 @@ class Runner:
         return ticket
 
     def close(self, seconds: float = 5.0) -> None:
-        """End the running answer at its next token, fail those that wait, and join the thread."""
+        """End the running answers at their next token, fail those that wait, and join the threads."""
         self._closing.set()
-        self._waiting.put(None)
-        if self._thread.ident is not None:
-            self._thread.join(seconds)
+        for _ in self._threads:
+            self._waiting.put(None)
+        until = time.monotonic() + seconds
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join(max(0.0, until - time.monotonic()))
 
     def _run(self) -> None:
         while (ticket := self._waiting.get()) is not None:
+            with self._lock:
+                self._running += 1
             try:
                 self._serve(ticket)
             finally:
                 with self._lock:
                     self._count -= 1
+                    self._running -= 1
 
     def _serve(self, ticket: Ticket) -> None:
         started = time.perf_counter()
@@ -133,7 +142,7 @@ class Runner:
             self._relay(ticket)
         except RequestError as error:
             self._tell(ticket, Failed("invalid_request", str(error)))
-        except Exception:  # one request's failure must not end the thread that serves all others
+        except Exception:  # one request's failure must not end the thread that serves others
             logger.exception("request %s failed", ticket.request.id)
             self._tell(ticket, Failed("internal_error", "the server failed"))
         self._mean_seconds += 0.2 * (time.perf_counter() - started - self._mean_seconds)

@@ -207,7 +207,7 @@ def gated(backend, make):
     from dataclasses import replace
 
     gate = Gate(backend.engine)
-    settings = Settings(model=backend.model.name, redis="off", port=make.free_port(), queue_depth=1)
+    settings = Settings(model=backend.model.name, redis="off", port=make.free_port(), queue_depth=1, max_batch=1)
     with make.running(settings, replace(backend, engine=gate)) as (address, app):
         yield address, gate, app.state.service.runner
         gate.open.set()
