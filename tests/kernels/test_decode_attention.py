@@ -207,6 +207,17 @@ def test_entries_masked_with_minus_infinity(count: int) -> None:
     assert_close(arena, q, position)
 
 
+@pytest.mark.parametrize("count", [20, 1100], ids=["short", "long"])
+def test_where_every_entry_is_masked_nothing_is_claimed(count: int) -> None:
+    arena = ragged_arena([[count]], 64, seed=26)
+    arena.k[:count] = -torch.inf
+    out, stats = decode_attention(torch.ones(1, 2, 64), arena, torch.tensor([5000]), 1.0)
+    assert stats is not None
+    assert out.isnan().all()
+    for name in ("lse", "entropy", "max_prob", "mass"):
+        assert getattr(stats, name).isnan().all(), name
+
+
 @pytest.mark.parametrize(("threads", "dtype"), [(1, torch.float32), (2, torch.float32), (2, torch.bfloat16)], ids=["1", "2", "2-bf16"])
 @pytest.mark.parametrize("name", BRANCHES)
 def test_not_a_bit_depends_on_batch_order_or_neighbours(name: str, threads: int, dtype: torch.dtype) -> None:

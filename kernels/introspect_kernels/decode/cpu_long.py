@@ -56,9 +56,10 @@ def long_sums(q: torch.Tensor, arena: Arena, group: Group, query: torch.Tensor) 
     keys = _entries(arena.k, group)
     scores = _scores(q, keys)
     largest, index = scores.max(-1)
+    largest.masked_fill_(largest <= _LOWEST, torch.nan)  # every entry is masked: nothing is known
     x = scores.sub_(largest[..., None])
     top, entry = _top(x, images)
-    e = torch.exp(x, out=scratch("e", *x.shape))
+    e = torch.exp(x, out=scratch("e", x.shape, x.device))
     mass, weighted = _masses(e, pieces), x.mul_(e)
     image = _Image(mass[..., int(Segment.IMAGE)], _sum([_part(weighted, span).sum(-1) for span in images], mass[..., 0]), top.exp())
     total, times_score = mass.sum(-1), weighted.sum(-1)
@@ -97,7 +98,7 @@ def _scores(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
     if k.dtype == torch.float32:
         scores = _product(q, k.transpose(1, 2), "scores")
     else:
-        scores = scratch("scores", runs, rows, entries)
+        scores = scratch("scores", (runs, rows, entries), q.device)
         for run in range(runs):
             for at in range(0, entries, _BLOCK):
                 torch.mm(q[run], _float(k[run, at : at + _BLOCK]).T, out=scores[run, :, at : at + _BLOCK])
@@ -117,7 +118,7 @@ def _weighted(e: torch.Tensor, v: torch.Tensor, first: int, last: int) -> torch.
 
 
 def _float(entries: torch.Tensor) -> torch.Tensor:
-    return scratch("block", *entries.shape).copy_(entries)
+    return scratch("block", entries.shape, entries.device).copy_(entries)
 
 
 def _product(a: torch.Tensor, b: torch.Tensor, memory: str | None = None) -> torch.Tensor:
@@ -129,7 +130,8 @@ def _product(a: torch.Tensor, b: torch.Tensor, memory: str | None = None) -> tor
     alone = a.shape[0] == 1 and torch.get_num_threads() > 1
     if alone:
         a, b = a.expand(2, -1, -1), b.expand(2, -1, -1)
-    product = torch.bmm(a, b, out=None if memory is None else scratch(memory, a.shape[0], a.shape[1], b.shape[2]))
+    out = None if memory is None else scratch(memory, (a.shape[0], a.shape[1], b.shape[2]), a.device)
+    product = torch.bmm(a, b, out=out)
     return product[:1] if alone else product
 
 
