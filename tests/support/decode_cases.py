@@ -36,6 +36,7 @@ CASES = {
     "group-of-16": Case([[37]], 16, 48),
     "largest-head": Case([[50]], 2, 256),
     "segments-alternate-and-recur": Case([[300, 31]], 2, 32, alternating=True),
+    "more-pieces-than-are-merged-at-a-time": Case([[1500]], 1, 32, alternating=True),
     "all-scores-equal": Case([[290, 11]], 2, 32, factor=0.0),
     "one-dominates": Case([[60, 11]], 2, 32, factor=30.0),
     "scores-in-the-thousands": Case([[60, 11]], 2, 32, factor=1000.0),

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from decode_cases import CASES, Case, arena_of, query_of
 from decode_checks import CHECKS, check_case
+from memory_bounds import checked_memory
 
 from introspect_kernels import KernelInputError, decode_attention
 from introspect_kernels.implementations import interpreted
+
+
+@pytest.fixture(autouse=True)
+def _own_memory_only() -> Iterator[None]:
+    with checked_memory():
+        yield
 
 
 @pytest.mark.parametrize("name", CASES)
