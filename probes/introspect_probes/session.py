@@ -82,7 +82,9 @@ class ProbeSession:
             confidence=confidence,
             hallucination_risk=self._any_false([risk.risk for _, risk, _ in claims]),
             strategy=self.probes.strategy.mean_state(strategies) if self.probes.strategy is not None and strategies else None,
-            spans=tuple(
+            spans=None
+            if self.probes.claims is None
+            else tuple(
                 SpanSignal(claim.start, claim.end, self._text[claim.start : claim.end], risk.risk, strategy)
                 for claim, risk, strategy in claims
             ),

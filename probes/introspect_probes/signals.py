@@ -96,7 +96,7 @@ class AnswerSignal:
         confidence: P(the answer is correct).
         hallucination_risk: P(some claim of it is false).
         strategy: of the answer as a whole, averaged over its claims.
-        spans: its claims, character offsets into the answer's text.
+        spans: its claims, character offsets into the answer's text; `None` where no probe judges claims.
         calibrated: whether the values come from a probe set fitted for this model and budget.
         probe_set: name of that probe set.
         in_domain: P(the prompt is of the kind the probe set was fitted on).
@@ -109,7 +109,7 @@ class AnswerSignal:
     confidence: float | None
     hallucination_risk: float | None
     strategy: Strategy | None
-    spans: tuple[SpanSignal, ...]
+    spans: tuple[SpanSignal, ...] | None
     calibrated: bool
     probe_set: str | None
     in_domain: float | None

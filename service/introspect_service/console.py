@@ -53,6 +53,10 @@ def facts(answer: AnswerIntrospection) -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
     if answer.confidence is not None:
         rows.append(("confidence", f"{answer.confidence:.2f}"))
+    if answer.guarantee is not None:
+        own = answer.guarantee
+        reached = "reaches" if own.accepted else "is under"
+        rows.append(("guarantee", f"{reached} {own.threshold:g}, over which at most {own.target_risk:.0%} are wrong (delta {own.delta:g})"))
     if answer.hallucination_risk is not None:
         rows.append(("hallucination risk", f"{answer.hallucination_risk:.2f}"))
     if answer.strategy is not None:

@@ -82,6 +82,22 @@ class BudgetReport(Sparse):
     prompt_tokens: int
 
 
+class GuaranteeReport(Sparse):
+    """Whether the answer's confidence reaches the threshold over which at most `target_risk` of answers are wrong.
+
+    Attributes:
+        accepted: whether it does.
+        threshold: the confidence.
+        target_risk: largest share of wrong answers among the accepted.
+        delta: chance that the threshold does not keep this.
+    """
+
+    accepted: bool
+    threshold: float
+    target_risk: float
+    delta: float
+
+
 class AnswerIntrospection(Sparse):
     """The signals of a whole answer.
 
@@ -98,6 +114,7 @@ class AnswerIntrospection(Sparse):
         in_domain: P(the prompt is of the kind that the probe set was fitted on).
         note: a plain word to the reader.
         mismatch: why the probe set does not fit, where it was made to score all the same.
+        guarantee: where the probe set has a guaranteed threshold.
         published: whether the stream's server had confirmed the completed event when this was sent.
         feature_schema: hash of names and order of the head statistics behind the signals.
     """
@@ -114,6 +131,7 @@ class AnswerIntrospection(Sparse):
     in_domain: float | None = None
     note: str | None = None
     mismatch: str | None = None
+    guarantee: GuaranteeReport | None = None
     published: bool | None = None
     feature_schema: str
 
@@ -159,7 +177,8 @@ def answer_introspection(
     """`signal` as it is sent, only what `options` ask for."""
     risky = options.wants("hallucination_risk")
     # No spans from a calibrated set means an answer without claims; from anything else, that claims cannot be told.
-    spans = tuple(_span(span, options) for span in signal.spans) if risky and (signal.calibrated or signal.spans) else None
+    has_spans = risky and signal.spans is not None and (signal.calibrated or bool(signal.spans))
+    spans = tuple(_span(span, options) for span in signal.spans or ()) if has_spans else None
     scores = {name: value for name, raw in signal.scores.items() if (value := rounded(raw)) is not None}
     return AnswerIntrospection(
         id=completion_id,
@@ -174,6 +193,7 @@ def answer_introspection(
         in_domain=rounded(signal.in_domain),
         note=signal.note,
         mismatch=signal.mismatch,
+        guarantee=None if signal.guarantee is None or not options.wants("confidence") else GuaranteeReport(**vars(signal.guarantee)),
         published=published,
         feature_schema=feature_schema,
     )

@@ -97,7 +97,7 @@ def test_cases_without_claims_fit_confidence_only_and_the_card_says_so(planted_f
     signal = session.finish()
     assert signal.confidence is not None
     assert 0 < signal.confidence < 1
-    assert (signal.hallucination_risk, signal.strategy, signal.in_domain, signal.spans) == (None, None, None, ())
+    assert (signal.hallucination_risk, signal.strategy, signal.in_domain, signal.spans) == (None, None, None, None)
     assert signal.calibrated
 
     report = evaluate(probes, [planted_folder], tmp_path / "report")

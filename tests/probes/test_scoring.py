@@ -13,6 +13,8 @@ from introspect.engine import Engine
 from introspect.types import Budget, Request
 from introspect_probes.dataset import load_table
 from introspect_probes.errors import ProbeMismatchError, ProbesError
+from introspect_probes.grammar import WORDS_GRAMMAR
+from introspect_probes.guarantee import Guarantee
 from introspect_probes.probe_set import ProbeSet, load_probe_set
 from introspect_probes.record import request_of
 from introspect_probes.signals import STRATEGIES
@@ -32,6 +34,7 @@ def test_a_session_says_what_the_offline_tables_say(probes: ProbeSet, traces: li
             session.step(step)
         signal = session.finish()
         own = risks[table.claims.answer == number]
+        assert signal.spans is not None
         np.testing.assert_allclose([s.hallucination_risk for s in signal.spans], own, atol=1e-6)
         assert signal.in_domain is not None
         assert signal.confidence == pytest.approx(confidence[number], abs=1e-6)
@@ -50,7 +53,7 @@ def test_signals_are_probabilities_and_revised_once(probes: ProbeSet, traces: li
     words = [s.index for s in trace.steps if s.logits is not None and not s.is_special]
     assert all(heard[index] == [False, True] for index in words)
     claimed = {c.token for c in trace.claims}
-    assert len(session.finish().spans) == len(claimed)
+    assert len(session.finish().spans or ()) == len(claimed)
 
 
 def test_strategies_are_known_states(probes: ProbeSet) -> None:
@@ -149,3 +152,31 @@ def test_without_a_probe_set_there_are_scores_and_no_probabilities(engine: Engin
     assert not signal.calibrated
     assert signal.note is not None
     assert signal.scores["mean_logprob"] <= 0
+
+
+def test_a_guarantee_is_told_of_the_answer_and_kept_on_disk(probes: ProbeSet, traces: list[Trace], engine: Engine, tmp_path: Path) -> None:
+    replace(probes, guarantee=Guarantee(0.05, 0.1, 0.5, 100, 80, 1)).save(tmp_path)
+    promised = load_probe_set(tmp_path)
+    for trace in traces[:6]:
+        session = promised.session(trace.prompt)
+        for step in trace.steps:
+            session.step(step)
+        signal = session.finish()
+        assert signal.guarantee is not None
+        assert signal.confidence is not None
+        assert signal.guarantee.accepted == (signal.confidence >= 0.5)
+    stranger = promised.check(replace(engine.loaded, name="other", fingerprint="0" * 64), allow_mismatch=True).session(traces[0].prompt)
+    for step in traces[0].steps:
+        stranger.step(step)
+    assert stranger.finish().guarantee is None, "on another model it promises nothing"
+
+
+def test_probes_of_marked_words_give_every_word_a_risk(probes: ProbeSet, traces: list[Trace]) -> None:
+    marked = replace(probes, manifest={**probes.manifest, "grammar": WORDS_GRAMMAR})
+    trace = max(traces, key=lambda t: len(t.steps))
+    session = marked.session(trace.prompt)
+    levels = [s.hallucination.kind for step in trace.steps if (s := session.step(step).revised) is not None and s.hallucination is not None]
+    assert set(levels) == {"token"}
+    spans = session.finish().spans
+    assert spans is not None
+    assert [s.text for s in spans] == [w for w in trace.answer.replace(",", " ").split() if w]
