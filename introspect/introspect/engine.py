@@ -100,7 +100,10 @@ class Engine:
         Raises:
             RequestError: a request cannot be served.
         """
-        prompts = [self.encode(request) for request in requests]
+        return self.score_encoded([self.encode(request) for request in requests], continuations)
+
+    def score_encoded(self, prompts: Sequence[EncodedPrompt], continuations: Sequence[Sequence[int]]) -> list[list[StepTrace]]:
+        """Like `score`, from prompts that are encoded already."""
         results: list[list[StepTrace]] = [[] for _ in prompts]
         for number, step in self._run(prompts, continuations, None):
             results[number].append(step)

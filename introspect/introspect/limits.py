@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from introspect.budgeting import kept_entries
@@ -55,12 +56,12 @@ class Need:
     Attributes:
         slack: slots of each run for entries to come.
         is_bounded: whether the answer may outgrow them, so that its runs are re-budgeted when they are full.
-        bytes: of all its slots.
+        slots: of all its runs.
     """
 
     slack: int
     is_bounded: bool
-    bytes: int
+    slots: int
 
 
 def need_of(loaded: LoadedModel, prompt: EncodedPrompt, limits: Limits) -> Need:
@@ -71,7 +72,7 @@ def need_of(loaded: LoadedModel, prompt: EncodedPrompt, limits: Limits) -> Need:
     slack = limits.slack if is_bounded else appended
     keep = min(kept_entries(request.budget, prompt.length) - 1, tokens)
     entries = sum(slack + (keep if window is None else min(window - 1, tokens)) for window in loaded.windows)
-    return Need(slack, is_bounded, entries * loaded.num_kv_heads * slot_bytes(loaded, tracked=is_bounded))
+    return Need(slack, is_bounded, entries * loaded.num_kv_heads)
 
 
 def slot_bytes(loaded: LoadedModel, *, tracked: bool) -> int:
@@ -81,14 +82,19 @@ def slot_bytes(loaded: LoadedModel, *, tracked: bool) -> int:
     return 2 * int(head_dim) * loaded.dtype.itemsize + 5 + (8 if tracked else 0)
 
 
-def check_fits(need: Need, limits: Limits) -> None:
+def bytes_of(loaded: LoadedModel, needs: Sequence[Need]) -> int:
+    """KV memory of requests that run together; where one is tracked, all slots are."""
+    return sum(need.slots for need in needs) * slot_bytes(loaded, tracked=any(need.is_bounded for need in needs))
+
+
+def check_fits(loaded: LoadedModel, need: Need, limits: Limits) -> None:
     """Refuse a request that could never run.
 
     Raises:
         RequestError: it needs more memory than there is.
     """
-    if limits.kv_bytes is not None and need.bytes > limits.kv_bytes:
+    if limits.kv_bytes is not None and bytes_of(loaded, [need]) > limits.kv_bytes:
         raise RequestError(
-            f"the request needs up to {need.bytes} bytes of KV cache, and the engine has {limits.kv_bytes}: "
+            f"the request needs up to {bytes_of(loaded, [need])} bytes of KV cache, and the engine has {limits.kv_bytes}: "
             "shorten the prompt, lower max_tokens or give a smaller budget"
         )

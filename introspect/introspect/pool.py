@@ -145,6 +145,8 @@ class SlotPool:
             one.start[layer], one.capacity[layer] = (first + offsets[row]).to(self._device), capacity[row].to(self._device)
             one.length[layer] = 0
             pool.owners[one] = None
+            if pool.received is not None and pool.queries is not None:
+                pool.received[first : first + size], pool.queries[first : first + size] = 0.0, 0
 
     def release(self, runs: Runs) -> None:
         """Free a sequence's slots; a layer that is more than half empty then gives its memory back."""

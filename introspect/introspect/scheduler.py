@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
 
 from introspect.answer import Answer
 from introspect.decoding import Lane, decode_step, wants
-from introspect.limits import Limits, Need, check_fits, need_of
+from introspect.limits import Limits, Need, bytes_of, check_fits, need_of
 from introspect.loading import LoadedModel
-from introspect.pool import KVBytes, SlotPool
+from introspect.pool import KVBytes, Runs, SlotPool
 from introspect.prefill import Prefill, prefill_shape
 from introspect.prompt import EncodedPrompt
+from introspect.rebudgeting import rebudget_runs
 from introspect.sampling import choose_all, logit_stats
 from introspect.stepwise import Stepwise
 from introspect.types import HeadRow, StepTrace
@@ -80,7 +82,7 @@ class Scheduler:
             RequestError: it could never run.
         """
         need = need_of(self._loaded, prompt, self._limits)
-        check_fits(need, self._limits)
+        check_fits(self._loaded, need, self._limits)
         answer = Answer(prompt, forced)
         self._needs[answer] = need
         self._waiting.append(answer)
@@ -135,8 +137,7 @@ class Scheduler:
     def _fits(self, group: Iterable[Answer]) -> bool:
         if self._limits.kv_bytes is None:
             return True
-        promised = sum(self._needs[answer].bytes for answer in (*self._running, *group))
-        return promised <= self._limits.kv_bytes
+        return bytes_of(self._loaded, [self._needs[answer] for answer in (*self._running, *group)]) <= self._limits.kv_bytes
 
     def _read(self, reading: _Reading) -> list[Event]:
         """A piece of the prefill, or all of it where nobody else has to wait."""
@@ -175,6 +176,7 @@ class Scheduler:
 
     def _decode(self) -> list[Event]:
         """One token of everything that runs."""
+        self._make_room()
         lanes = self._current_lanes()
         answers = [answer for lane in lanes for answer in lane.answers]
         before = [lane.state() for lane in lanes]
@@ -185,6 +187,12 @@ class Scheduler:
                 lane.restore(state)
             return self._decode_apart(answers, problem)
         return self._advance(answers, logprobs, heads)
+
+    def _make_room(self) -> None:
+        """Re-budget the runs that are full."""
+        for answer in [answer for answer in self._running if answer.room == 0 and answer.runs is not None]:
+            self._write_back()
+            answer.room = rebudget_runs(self._pool, cast("Runs", answer.runs), self._needs[answer].slack)
 
     def _decode_apart(self, answers: list[Answer], problem: Exception) -> list[Event]:
         """A step failed: each answer takes it alone, and those that fail again are ended."""

@@ -11,7 +11,7 @@ from families import TinyModel
 from introspect.answer import Answer
 from introspect.engine import Engine
 from introspect.errors import RequestError
-from introspect.limits import need_of
+from introspect.limits import bytes_of, need_of
 from introspect.prompt import EncodedPrompt
 from introspect.scheduler import Scheduler
 from introspect.types import Budget, SamplingParams, StepTrace
@@ -104,7 +104,7 @@ def test_memory_is_what_the_budgets_promise_plus_slack_and_free_at_once(tiny: Ti
     assert engine.kv_bytes.allocated == promised  # they came together: nothing is left between them
     before = engine.kv_bytes
     scheduler.cancel(answers[0])
-    freed = need_of(tiny.loaded, prompts[0], engine.limits).bytes
+    freed = bytes_of(tiny.loaded, [need_of(tiny.loaded, prompts[0], engine.limits)])
     assert engine.kv_bytes.owned == before.owned - freed
     for answer in answers[1:]:
         scheduler.cancel(answer)
@@ -147,7 +147,7 @@ def test_an_error_in_a_batch_comes_after_the_others_answers(tiny_llava: TinyMode
 
 def test_requests_beyond_the_memory_wait_and_those_that_never_fit_are_refused(tiny_llava: TinyModel) -> None:
     prompts = [prompt_of(tiny_llava, 5 * seed) for seed in range(4)]  # policy full
-    one = need_of(tiny_llava.loaded, prompts[0], Engine(tiny_llava.loaded).limits).bytes
+    one = bytes_of(tiny_llava.loaded, [need_of(tiny_llava.loaded, prompts[0], Engine(tiny_llava.loaded).limits)])
     engine = Engine(tiny_llava.loaded, kv_bytes=int(2.5 * one))
     scheduler = engine.scheduler()
     for prompt in prompts:
