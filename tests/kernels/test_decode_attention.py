@@ -239,6 +239,36 @@ def test_not_a_bit_depends_on_batch_order_or_neighbours(name: str, threads: int,
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("lengths", "groups"),
+    [
+        pytest.param([2300, 2300, 2300], [[0, 1, 2]], id="at-even-steps"),
+        pytest.param([2300, 30, 2300, 2300], [[0, 2], [1, 1], [3]], id="at-uneven-steps"),
+    ],
+)
+def test_runs_computed_together_are_as_if_alone(lengths: list[int], groups: list[list[int]], dtype: torch.dtype) -> None:
+    arena = ragged_arena([[count] for count in lengths], 64, seed=27, dtype=dtype)
+    for first, count in zip(arena.start[:, 0].tolist(), lengths, strict=True):
+        arena.segment[first : first + count] = int(Segment.QUESTION)
+        arena.segment[first + 1 : first + count // 2] = int(Segment.IMAGE)
+    assert sorted(group.runs for group in plan(arena, 7)) == groups
+    q, position = query(arena, 7, seed=28)
+    assert_close(arena, q, position)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for with_stats in (True, False):
+            out, stats = decode_attention(q, arena, position, 0.2, stats=with_stats)
+            for row in range(len(lengths)):
+                alone_out, alone = decode_attention(q[[row]], arena.select(torch.tensor([row])), position[[row]], 0.2, stats=with_stats)
+                assert torch.equal(alone_out[0], out[row])
+                for field in HeadStats._fields if with_stats else ():
+                    torch.testing.assert_close(getattr(alone, field)[0], getattr(stats, field)[row], rtol=0, atol=0, equal_nan=True)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_what_was_returned_is_not_written_to_again() -> None:
     arena, other = (ragged_arena([[1100, 30]], 64, seed=seed) for seed in (21, 22))
     q, position = query(arena, 4, seed=23)
