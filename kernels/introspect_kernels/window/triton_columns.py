@@ -60,10 +60,11 @@ def partial_lse_kernel(
         visible = (i[None, :] < n) & (where[None, :] <= reach[:, None])
         s = tl.where(visible, tl.dot(q_tile, k_tile, input_precision="tf32x3") * scale, -1e30)
         top = tl.maximum(m, tl.max(s, 1))
-        total = total * tl.exp2(m - top) + tl.sum(tl.where(visible, tl.exp2(s - top[:, None]), 0.0), 1)
+        total = total * tl.exp2(m - top) + tl.sum(tl.exp2(s - top[:, None]), 1)
         m = top
     out = (tl.program_id(0) * chunks + chunk) * rows + r
-    tl.store(partial + out, tl.where(total > 0, m + tl.log2(total), float("-inf")), mask=r < rows)
+    # The log of nothing is -inf; a row that sees no key here gets about -1e30, which weighs as little.
+    tl.store(partial + out, m + tl.log2(total), mask=r < rows)
 
 
 @triton.jit
@@ -77,9 +78,7 @@ def merge_lse_kernel(partial, lse, rows, chunks, BLOCK_R: tl.constexpr):
         top = tl.maximum(m, x)
         total = total * tl.exp2(m - top) + tl.exp2(x - top)
         m = top
-    tl.store(
-        lse + tl.program_id(0) * rows + r, tl.where(total > 0, (m + tl.log2(total)) * 0.6931471805599453, float("-inf")), mask=r < rows
-    )
+    tl.store(lse + tl.program_id(0) * rows + r, (m + tl.log2(total)) * 0.6931471805599453, mask=r < rows)
 
 
 @triton.jit
@@ -118,7 +117,7 @@ def column_sums_kernel(
             reach = tl.load(limit + b * rows + r, mask=r < rows, other=-1)
             norm = tl.load(lse + (b * num_heads + h) * rows + r, mask=r < rows, other=0.0) * 1.4426950408889634
             s = tl.dot(q_tile, k_tile, input_precision="tf32x3") * scale
-            visible = (i[None, :] < n) & (where[None, :] <= reach[:, None])
+            visible = where[None, :] <= reach[:, None]  # what lies past the run's end is not stored
             if SKIP_SELF:
                 visible = visible & (where[None, :] != reach[:, None])
             column += tl.sum(tl.where(visible, tl.exp2(s - norm[:, None]), 0.0), 0)
