@@ -30,6 +30,7 @@ from introspect_probes.report import answers_table, claims_table, conditions_tab
 
 ROOT = Path(__file__).resolve().parent.parent
 REPORT = ROOT / "probes" / "results" / "embedded-1" / "report.json"
+DRIFT = ROOT / "probes" / "results" / "drift" / "embedded-1.json"
 SCORING = ROOT / "probes" / "results" / "scoring" / "batch.json"
 KERNELS = sorted((ROOT / "kernels" / "benchmarks" / "results").glob("kernels-cpu-*.json"))
 ENGINE = ROOT / "introspect" / "benchmarks" / "results"
@@ -53,6 +54,7 @@ def figures() -> dict[str, str]:
         "report": summary(report).partition("\n\n")[2],
         "model": model_table(),
         "scoring": scoring_line(),
+        "drift": drift_lines(),
         **engine_report.blocks(ENGINE),
     } | markdown.blocks(json.loads(KERNELS[-1].read_text(encoding="utf-8")))
 
@@ -90,6 +92,26 @@ def scoring_line() -> str:
         f"on a machine of {row['provenance']['machine']['cores']} cores "
         "(`python -m introspect_probes.scoring_benchmark --out probes/results/scoring/batch.json`)."
     )
+
+
+def drift_lines() -> str:
+    """How soon drift is told on recorded traces, and how often it is told falsely."""
+    row: dict[str, Any] = json.loads(DRIFT.read_text(encoding="utf-8"))
+    (case,) = row["cases"]
+    false = case["false_alarms_per_answer"]["any"]
+    lines = [
+        f"Against {case['reference']:,} answers of the calibration part, streams drawn {case['repeats']} times: "
+        f"{false:.4f} false alarms an answer on usual answers, all streams together. Changes:",
+        "",
+        "| change | told within 200 answers | median delay, answers | first by |",
+        "|---|---|---|---|",
+    ]
+    for name, change in case["changes"].items():
+        delays = {n: d for n, d in change["median_delay"].items() if d is not None and n != "any"}
+        soonest = min(delays, key=lambda n: delays[n]).replace("_", " ") if delays else "-"
+        any_delay = change["median_delay"]["any"]
+        lines.append(f"| {name} | {change['told']['any']:.0%} | {'-' if any_delay is None else f'{any_delay:g}'} | {soonest} |")
+    return "\n".join(lines)
 
 
 def snippets(page: str) -> dict[str, tuple[str, str]]:
