@@ -20,6 +20,7 @@ from introspect_service.backend import Backend, load_backend
 from introspect_service.bus import OffBus, RedisBus, SignalBus
 from introspect_service.embedded_valkey import EmbeddedValkey
 from introspect_service.error_handlers import install_error_handlers
+from introspect_service.errors import ErrorBody
 from introspect_service.labels import LabelStore
 from introspect_service.limits import BodyLimit, RequestId, Scope
 from introspect_service.metrics import Metrics
@@ -136,7 +137,7 @@ async def models(service: ServiceDep) -> ModelList:
     return ModelList(data=[_card(service)])
 
 
-@router.get("/v1/models/{model:path}")
+@router.get("/v1/models/{model:path}", responses={404: {"model": ErrorBody}})
 async def model(model: str, service: ServiceDep) -> ModelCard:
     """The model of that name."""
     service.check_model(model)
