@@ -71,7 +71,7 @@ def build_100m(attention: str = "sdpa") -> LlavaForConditionalGeneration:
         tie_word_embeddings=True,
     )  # fmt: skip
     config._attn_implementation = attention
-    model = LlavaForConditionalGeneration(config).eval()
+    model: LlavaForConditionalGeneration = LlavaForConditionalGeneration(config).eval()
     model.generation_config.eos_token_id = None
     return model
 
@@ -79,8 +79,8 @@ def build_100m(attention: str = "sdpa") -> LlavaForConditionalGeneration:
 def load_pair(name: str, attention: str = "sdpa") -> tuple[LoadedModel, LlavaForConditionalGeneration]:
     """The model measured by us, and itself as transformers runs it; neither ever ends an answer."""
     if name == "embedded":
-        loaded, plain = load_model(), LlavaForConditionalGeneration.from_pretrained(embedded_folder(), attn_implementation=attention)
-        plain = plain.to(loaded.dtype).eval()
+        loaded = load_model()
+        plain = LlavaForConditionalGeneration.from_pretrained(embedded_folder(), attn_implementation=attention, dtype=loaded.dtype).eval()
     else:
         loaded, plain = load_100m(), build_100m(attention)
     plain.generation_config.eos_token_id = None  # what a call leaves open is filled from here
