@@ -7,15 +7,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoProcessor
-from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES, processor_class_from_name
+from transformers import PROCESSOR_MAPPING, AutoProcessor
+from transformers.models.auto.processing_auto import processor_class_from_name
 
 _NAMED_IN = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 _VIDEO = "video_processor"
 
 
-def load_processor(folder: Path, model_type: str) -> Any:
-    """The processor in a model's folder.
+def load_processor(folder: Path, config: Any) -> Any:
+    """The processor in the folder of a model of the configuration given.
 
     Several processors cannot be built without torchvision although only their
     video part needs it, and the runtime takes no videos. They are then built
@@ -29,7 +29,7 @@ def load_processor(folder: Path, model_type: str) -> Any:
     try:
         processor = AutoProcessor.from_pretrained(folder)
     except (ImportError, OSError, ValueError):
-        kind = _class_of(folder, model_type)
+        kind = _class_of(folder, config)
         if kind is None or not can_do_without_video(kind):
             raise
         processor = pictures_only(kind).from_pretrained(folder)
@@ -50,12 +50,11 @@ def pictures_only(kind: Any) -> Any:
     return type(kind.__name__, (kind,), {"get_attributes": classmethod(lambda _cls: attributes), "__module__": kind.__module__})
 
 
-def _class_of(folder: Path, model_type: str) -> Any:
+def _class_of(folder: Path, config: Any) -> Any:
     """The class that a folder's files name, or the one that transformers uses for the model; `None` if neither is known."""
     for file in _NAMED_IN:
         path = folder / file
         name = json.loads(path.read_text(encoding="utf-8")).get("processor_class") if path.is_file() else None
         if name is not None:
             return processor_class_from_name(name)
-    name = PROCESSOR_MAPPING_NAMES.get(model_type)
-    return None if name is None else processor_class_from_name(name)
+    return PROCESSOR_MAPPING.get(type(config), None)

@@ -19,13 +19,14 @@ from transformers import (
     MllamaConfig,
     PaliGemmaConfig,
     PaliGemmaForConditionalGeneration,
+    Qwen2VLConfig,
     Qwen2VLProcessor,
     SmolVLMProcessor,
 )
 
 from introspect.errors import ModelLoadError
 from introspect.loading import load_model, prepare
-from introspect.processors import can_do_without_video
+from introspect.processors import _class_of, can_do_without_video
 
 
 def llava_config(**text: Any) -> LlavaConfig:
@@ -123,3 +124,10 @@ def test_a_model_without_a_processor_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("kind", "can"), [(Qwen2VLProcessor, True), (SmolVLMProcessor, False), (LlavaProcessor, False)])
 def test_only_an_optional_video_part_is_done_without(kind: Any, can: bool) -> None:
     assert can_do_without_video(kind) == can
+
+
+def test_the_processor_class_is_named_by_the_files_or_by_the_configuration(tmp_path: Path) -> None:
+    assert _class_of(tmp_path, Qwen2VLConfig()) is Qwen2VLProcessor
+    assert _class_of(tmp_path, LlamaConfig()) is None
+    (tmp_path / "tokenizer_config.json").write_text('{"processor_class": "LlavaProcessor"}')
+    assert _class_of(tmp_path, Qwen2VLConfig()) is LlavaProcessor
