@@ -26,6 +26,7 @@ import typer
 from introspect.loading import embedded_folder
 from introspect_kernels.bench import markdown
 from introspect_probes import engine_report
+from introspect_probes.drift_study import AFTER, BEFORE
 from introspect_probes.report import answers_table, claims_table, conditions_table, domain_line, strategy_lines, summary
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -98,12 +99,12 @@ def drift_lines() -> str:
     """How soon drift is told on recorded traces, and how often it is told falsely."""
     row: dict[str, Any] = json.loads(DRIFT.read_text(encoding="utf-8"))
     (case,) = row["cases"]
-    false = case["false_alarms_per_answer"]["any"]
+    watched = case["repeats"] * (BEFORE + AFTER)
+    false = round(case["false_alarms_per_answer"]["any"] * watched)
     lines = [
-        f"Against {case['reference']:,} answers of the calibration part, streams drawn {case['repeats']} times: "
-        f"{false:.4f} false alarms an answer on usual answers, all streams together. Changes:",
+        f"{case['reference']:,} answers of the calibration part are the reference; {false:,} false alarms in {watched:,} draws of usual answers.",
         "",
-        "| change | told within 200 answers | median delay, answers | first by |",
+        f"| change | told within {AFTER} answers | median delay, answers | first by |",
         "|---|---|---|---|",
     ]
     for name, change in case["changes"].items():
