@@ -30,6 +30,7 @@ class Answer:
         tokens: the answer so far.
         text: what they say, as far as it is sure.
         finish: set once only its reading row is still to come.
+        keeps: whether its entries stay when it has ended, for the next turn.
     """
 
     prompt: EncodedPrompt
@@ -42,6 +43,7 @@ class Answer:
     tokens: list[int] = field(default_factory=list)
     text: str = ""
     finish: FinishReason | None = None
+    keeps: bool = False
 
     def __post_init__(self) -> None:
         """The query of the last prompt token is the first one that is decoded."""

@@ -157,6 +157,11 @@ class SlotPool:
             if pool.slots > 2 * pool.used:
                 self.trim(layer)
 
+    def track(self, runs: Runs, tracked: bool) -> None:
+        """Keep from now on, or not, what a sequence's entries receive."""
+        self._tracked += tracked - runs.tracked
+        runs.tracked = tracked
+
     def trim(self, layer: int) -> None:
         """Compact a layer to the slots that are owned."""
         pool = self._layers[layer]
@@ -168,6 +173,7 @@ class SlotPool:
         for layer in range(len(self._layers)):
             self.trim(layer)
 
+    @torch.inference_mode()
     def resize(self, runs: Runs, capacity: torch.Tensor) -> None:
         """Move a sequence's entries to runs of another capacity, `int32 [layers, kv_heads]` on the CPU, none below its entries."""
         for layer, pool in enumerate(self._layers):

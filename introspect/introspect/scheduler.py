@@ -10,6 +10,7 @@ from typing import cast
 import torch
 
 from introspect.answer import Answer
+from introspect.continuing import common_prefix, take_up
 from introspect.decoding import Lane, decode_step, wants
 from introspect.limits import Limits, Need, bytes_of, check_fits, need_of
 from introspect.loading import LoadedModel
@@ -88,8 +89,43 @@ class Scheduler:
         self._waiting.append(answer)
         return answer
 
+    def continue_with(self, prompt: EncodedPrompt, last: Answer | None) -> tuple[Answer, int]:
+        """Answer the next turn of a conversation, on the cache of its last turn where that can be.
+
+        Args:
+            prompt: the whole conversation.
+            last: the last turn's answer, from this method and ended; its cache is taken up or freed.
+
+        Returns:
+            The answer, and how many tokens of the prompt its cache holds already.
+
+        Raises:
+            RequestError: it could never run.
+        """
+        check_fits(self._loaded, need_of(self._loaded, prompt, self._limits), self._limits)
+        common = common_prefix(self._loaded, self._pool, last, prompt) if last is not None else 0
+        if last is None or last.runs is None or common == 0:
+            if last is not None:
+                self.release(last)
+            answer = self.submit(prompt)
+            answer.keeps = True
+            return answer, 0
+        answer, runs, last.runs = Answer(prompt), last.runs, None
+        answer.keeps = True
+        self._needs[answer] = take_up(self._loaded, self._pool, self._limits, answer, last, runs, common)
+        self._write_back()
+        self._running.append(answer)
+        return answer, common
+
+    def release(self, answer: Answer) -> None:
+        """Free what an answer has kept."""
+        if answer.runs is not None:
+            self._pool.release(answer.runs)
+            answer.runs = None
+
     def cancel(self, answer: Answer) -> None:
         """End an answer and free its memory at once; nothing if it has ended."""
+        answer.keeps = False
         if self._reading is not None and answer in self._reading.answers:
             others = [other for other in self._reading.answers if other is not answer]
             self._drop_reading()
@@ -206,6 +242,7 @@ class Scheduler:
                 logprobs, heads = decode_step(self._loaded, [lane], self._impl)
             except Exception as own:
                 logger.exception("request %s failed", answer.prompt.request.id)
+                answer.keeps = False
                 self._leave([answer])
                 events.append((answer, own))
             else:
@@ -234,6 +271,7 @@ class Scheduler:
             except Exception as problem:
                 logger.exception("request %s failed", answer.prompt.request.id)
                 events.append((answer, problem))
+                answer.keeps = False
                 ended.append(answer)
                 continue
             events += [(answer, step) for step in steps]
@@ -249,9 +287,8 @@ class Scheduler:
         for answer in answers:
             self._running.remove(answer)
             self._needs.pop(answer, None)
-            if answer.runs is not None:
-                self._pool.release(answer.runs)
-                answer.runs = None
+            if not answer.keeps:
+                self.release(answer)
 
     def _current_lanes(self) -> list[Lane]:
         """The lanes of what runs, made anew where somebody came, left or was moved."""
