@@ -14,14 +14,14 @@ from introspect_kernels import Arena, HeadStats, Segment, decode_attention
 
 
 @contextmanager
-def poisoned_memory() -> Iterator[None]:
+def poisoned_memory(value: float = torch.nan) -> Iterator[None]:
     """Memory that `torch.empty` hands out is NaN, or a negative number no index survives."""
     plain = {"empty": torch.empty, "empty_like": torch.empty_like}
 
     def poison(name: str) -> Any:
         def make(*args: Any, **kwargs: Any) -> torch.Tensor:
             tensor = plain[name](*args, **kwargs)
-            return tensor.fill_(torch.nan if tensor.is_floating_point() else -12345)
+            return tensor.fill_(value if tensor.is_floating_point() else -12345)
 
         return make
 
@@ -78,6 +78,28 @@ def check_neither_neighbours_nor_memory_show(device: str) -> None:
     assert not torch.equal(ours[0][1], theirs[0][1])
     for name in HeadStats._fields:
         torch.testing.assert_close(getattr(ours[1], name)[0], getattr(theirs[1], name)[0], rtol=0, atol=0, equal_nan=True)
+
+
+def check_the_maximum_in_a_late_piece(device: str) -> None:
+    """Pieces are merged 32 at a time: here the largest score, and the image's, lie beyond those."""
+    arena = arena_of(CASES["more-pieces-than-are-merged-at-a-time"])
+    arena.k[1499], arena.k[1496] = 2.0, 1.0
+    _, stats = measure(arena, torch.ones(1, 1, 32), arena.position[1499:1500], device)
+    assert stats.argmax_position.item() == arena.position[1499]
+    assert stats.image_argmax_position.item() == arena.position[1496]
+
+
+def check_what_memory_held_before_does_not_show(device: str) -> None:
+    """A maximum passes over NaN: so the rows of pieces that do not exist hold a large number here."""
+    case = Case([[40, 5], [0, 2]], 2, 32)
+    arena = arena_of(case)
+    q, position = query_of(case, arena)
+    expected_out, expected = measure(arena, q, position, device)
+    with poisoned_memory(1e30):
+        out, stats = measure(arena, q, position, device)
+    assert torch.equal(out, expected_out)
+    for name in HeadStats._fields:
+        torch.testing.assert_close(getattr(stats, name), getattr(expected, name), rtol=0, atol=0, equal_nan=True)
 
 
 def check_without_statistics(device: str) -> None:
@@ -165,6 +187,11 @@ def check_absent_values(device: str) -> None:
     assert at_nine.previous_mass.isnan().all()
     _, at_ten = measure(arena, torch.ones(1, 1, 32), torch.tensor([10]), device)
     assert at_ten.previous_mass.item() == at_nine.self_mass.item()
+    early = arena_of(Case([[1]], 1, 32))
+    early.position[0] = 1
+    _, at_one = measure(early, torch.ones(1, 1, 32), torch.tensor([1]), device)
+    assert at_one.self_mass.item() == 1
+    assert at_one.previous_mass.isnan().all()
 
 
 CHECKS = {

@@ -57,7 +57,7 @@ def combine_kernel(
     run = head // GROUP
     member = head % GROUP
     field = chunk_limit * PIECES * GROUP
-    first = tl.minimum(tl.load(run_chunk + run), chunk_limit) * PIECES
+    first = tl.load(run_chunk + run) * PIECES
     last = tl.minimum(tl.load(run_chunk + run + 1), chunk_limit) * PIECES
     lanes = tl.arange(0, LANES)
     dims = tl.arange(0, HEAD_PAD)
@@ -167,13 +167,13 @@ def _latest(query, k, position, base, entries, asked, dims, scale, lse2, HEAD_DI
     """Probability and distance of a run's last 16 entries.
 
     Positions ascend and none is after the query's, so whatever is nearer than the window is among them; reading
-    their keys again costs less than sums in every tile. Where there are fewer, p is 0 and the distance out of reach.
+    their keys again costs less than sums in every tile. Where there are fewer, the distance is out of reach.
     """
     entry = entries - 16 + tl.arange(0, 16)
     there = entry >= 0
     key = tl.load(k + (base + entry)[:, None] * HEAD_DIM + dims[None, :], mask=there[:, None] & (dims < HEAD_DIM)[None, :], other=0.0)
     score = tl.sum(query[None, :] * key.to(tl.float32), 1) * scale
-    p = tl.where(there, tl.exp2(tl.where(there, score - lse2, 0.0)), 0.0)
+    p = tl.exp2(tl.where(there, score - lse2, 0.0))
     return p, tl.where(there, asked - tl.load(position + base + entry, mask=there, other=0), FAR)
 
 
