@@ -16,9 +16,7 @@ def blocks(folder: Path) -> dict[str, str]:
     makers = {"accuracy": accuracy_table, "why": why_table, "heads": heads_table, "cpu": cpu_tables}
     found = {study: folder / f"{FILES[study]}.json" for study in FILES}
     return {
-        f"engine-{study}": makers[study](json.loads(path.read_text(encoding="utf-8"))) + "\n"
-        for study, path in found.items()
-        if path.is_file()
+        f"engine-{study}": makers[study](json.loads(path.read_text(encoding="utf-8"))) for study, path in found.items() if path.is_file()
     }
 
 
