@@ -102,7 +102,7 @@ def drift_lines() -> str:
     watched = case["repeats"] * (BEFORE + AFTER)
     false = round(case["false_alarms_per_answer"]["any"] * watched)
     lines = [
-        f"{case['reference']:,} answers of the calibration part are the reference; {false:,} false alarms in {watched:,} draws of usual answers.",
+        f"Reference: {case['reference']:,} answers of the calibration part. {false:,} false alarms in {watched:,} draws of usual answers.",
         "",
         f"| change | told within {AFTER} answers | median delay, answers | first by |",
         "|---|---|---|---|",
