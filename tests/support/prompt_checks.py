@@ -160,6 +160,11 @@ def rows_before_and_without_the_image(device: str) -> None:
     check_rows(case, device)
 
 
+def rows_of_equal_scores(device: str) -> None:
+    """Of equal scores the first entry is the maximum, though later tiles hold as large ones."""
+    check_rows(prefill([72], 1, 2, 16, torch.tensor([[70]]), factor=0.0, seed=18), device)
+
+
 def received_ragged(device: str) -> None:
     arena = ragged_arena([[1, 70], [0, 3]], 16, seed=14)
     q, position = _span(arena, 6, 40)
@@ -244,6 +249,7 @@ CHECKS: dict[str, Callable[[str], None]] = {
         rows_ragged,
         rows_in_any_order_over_several_blocks,
         rows_before_and_without_the_image,
+        rows_of_equal_scores,
         received_ragged,
         received_self_left_out,
         compact_like_the_reference,
