@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from introspect.policies.base import Prefilled, Selection, with_protected
+from introspect.policies.base import Prefilled, with_protected
 
 KERNEL = 5
 Pooling = Literal["average", "max"]
@@ -25,11 +25,6 @@ def pooled(scores: torch.Tensor, kernel: int = KERNEL, pooling: Pooling = "avera
 def ranked(scores: torch.Tensor) -> torch.Tensor:
     """`[kv_heads, tokens]`: indices from the highest score to the lowest, ties in order of position; on the CPU."""
     return scores.argsort(dim=-1, descending=True, stable=True).cpu()
-
-
-def keep_best(prefilled: Prefilled, capacities: NDArray[np.int64]) -> Selection:
-    """What `best_by_layer` gives, all layers at once."""
-    return list(best_by_layer(prefilled, capacities))
 
 
 def best_by_layer(prefilled: Prefilled, capacities: NDArray[np.int64]) -> Iterator[list[torch.Tensor]]:
