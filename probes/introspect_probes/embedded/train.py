@@ -96,6 +96,9 @@ class DenseReader(nn.Module):
     learned in half the steps.
     """
 
+    digit_tokens: torch.Tensor
+    color_tokens: torch.Tensor
+
     def __init__(self, hidden_size: int, digit_tokens: list[int], color_tokens: list[int]) -> None:
         super().__init__()
         self._per_cell = CELL_PIXELS // PATCH_SIZE
