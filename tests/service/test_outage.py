@@ -42,7 +42,8 @@ def test_answers_go_on_while_the_server_is_away_and_reach_it_when_it_is_back(ser
             if event.type == "introspect.completed.v1":
                 break
     assert {event.subject for event in back} == {away["id"]}  # the server began anew: it keeps nothing on disk
-    assert [event.type.split(".")[1] for event in back] == ["started", "step", "completed"]
+    kinds = [event.type.split(".")[1] for event in back]
+    assert (kinds[0], set(kinds[1:-1]), kinds[-1]) == ("started", {"step"}, "completed")  # a slow machine batches steps more than once
 
 
 def test_a_stream_that_is_off_publishes_nothing_and_says_so(backend, make):
