@@ -6,23 +6,9 @@ from typing import NamedTuple
 
 import torch
 
+from introspect_kernels.decode.packing import INDICES, REALS, PackedStats, unpack
 from introspect_kernels.segments import NUM_SEGMENTS, Segment
 from introspect_kernels.statistics import HeadStats
-
-REALS = (
-    "lse",
-    "entropy",
-    "sum_sq",
-    "max_prob",
-    "image_entropy",
-    "image_max",
-    "image_output_share",
-    "self_mass",
-    "previous_mass",
-    "mean_distance",
-    "windowed_distance",
-)
-INDICES = ("argmax_position", "image_argmax_position")
 
 
 class Sums(NamedTuple):
@@ -120,10 +106,5 @@ def place(whole: Fields, part: Fields, index: torch.Tensor) -> None:
 def head_stats(fields: Fields, batch: int) -> HeadStats:
     """The batch's fields as `HeadStats`."""
     reals, indices = fields.reals.view(len(REALS), batch, -1), fields.indices.view(len(INDICES), batch, -1)
-    heads = reals.shape[-1]
-    return HeadStats(
-        **dict(zip(REALS, reals.unbind(), strict=True)),
-        **dict(zip(INDICES, indices.unbind(), strict=True)),
-        mass=fields.mass.view(batch, heads, NUM_SEGMENTS),
-        retained=fields.retained.view(batch, -1, NUM_SEGMENTS),
-    )
+    mass = fields.mass.view(batch, reals.shape[-1], NUM_SEGMENTS)
+    return unpack(PackedStats(reals, mass, indices, fields.retained.view(batch, -1, NUM_SEGMENTS)))

@@ -1,7 +1,7 @@
 """Memory that the CPU path uses again and again.
 
 Fresh memory of these sizes comes from the operating system page by page, which
-for a row of 4,096 scores costs ten times what its exponential does.
+can cost more than the arithmetic done in it.
 """
 
 from __future__ import annotations
