@@ -59,6 +59,11 @@ def is_active(attention_pass: AttentionPass) -> bool:
     return _ACTIVE.get() is attention_pass
 
 
+def running() -> AttentionPass | None:
+    """The active pass of this context."""
+    return _ACTIVE.get()
+
+
 _ABLATED: ContextVar[torch.Tensor | None] = ContextVar("introspect_ablated_heads", default=None)
 
 
@@ -244,12 +249,12 @@ def _attention(
     attention_mask: torch.Tensor | None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    running, silenced = _ACTIVE.get(), _ABLATED.get()
+    current, silenced = _ACTIVE.get(), _ABLATED.get()
     layer = int(module.layer_idx)  # type: ignore[arg-type]
-    if running is None:
+    if current is None:
         out: torch.Tensor = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)[0]
     else:
-        out = running.attend(layer, module, query, key, value, attention_mask, **kwargs)
+        out = current.attend(layer, module, query, key, value, attention_mask, **kwargs)
     if silenced is not None:
         out = out.masked_fill(silenced[layer].to(out.device)[:, None], 0.0)
     return out, None
