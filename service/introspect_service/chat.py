@@ -13,9 +13,10 @@ from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel
 
 from introspect_service.answers import AnswerWriter
-from introspect_service.conversation import to_engine_request
+from introspect_service.choices import choice_id, choice_requests
+from introspect_service.conversation import check_counts, to_engine_request
 from introspect_service.errors import ApiError, ErrorBody, QueueFullError, error_body
-from introspect_service.generation import Token
+from introspect_service.generation import Ended, Token
 from introspect_service.logs import answer_log
 from introspect_service.publisher import AnswerPublisher
 from introspect_service.responses import ChatCompletion, TokenLogprob
@@ -44,35 +45,33 @@ async def chat_completions(chat: ChatRequest, http: Request, service: ServiceDep
         service.metrics.rejections.labels("draining").inc()
         raise ApiError(503, "This server is about to stop; ask another, or again.", code="draining", headers={"Retry-After": "5"})
     completion_id = f"chatcmpl-{uuid.uuid4().hex}"
-    log = answer_log(http.scope["introspect.request_id"], completion_id, service.backend.model.name)
-    run = await _begin(chat, completion_id, service, log)
+    run = await _begin(chat, completion_id, service, http.scope["introspect.request_id"])
     run.cancel_when_gone(http)
     await run.begun()
     writer = AnswerWriter(completion_id, chat, service.backend)
     if chat.stream:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         return StreamingResponse(_stream(run, writer), media_type="text/event-stream", headers=headers)
-    whole = await _collect(run, writer)
+    whole = await _collect(run, writer, chat.choices)
     return Response(whole.model_dump_json(), media_type="application/json")
 
 
-async def _begin(chat: ChatRequest, completion_id: str, service: Service, log: Listener) -> Run:
-    measure = service.metrics.listener()  # before the pictures are decoded: the client waits for that too
+async def _begin(chat: ChatRequest, completion_id: str, service: Service, request_id: str) -> Run:
+    check_counts(chat, service.settings)
+    # Before the pictures are decoded: the client waits for that too.
+    heard = [_listeners(service, request_id, choice_id(completion_id, index)) for index in range(chat.choices)]
     try:
-        service.runner.check_room()
+        service.runner.check_room(chat.choices)
         async with service.decoders:
             request = await asyncio.to_thread(to_engine_request, chat, completion_id, service.settings)
-        publisher = AnswerPublisher(
-            service.bus,
-            f"/introspect/{service.settings.replica}",
-            completion_id,
-            service.backend.model.name,
-            service.backend.feature_schema,
-            alert_risk=service.settings.alert_risk,
-            probe_set=service.backend.scorer.name,
-        )
-        others = (service.records.listener(completion_id, publisher), measure, log)
-        return Run(publisher, lambda listener: service.runner.submit(request, listener), others)
+        requests = choice_requests(request, chat.choices)
+        service.runner.check_room(len(requests))  # nothing is awaited from here on: all of them are taken, or none
+        publishers = [_publisher(service, each.id) for each in requests]
+        others = [
+            (service.records.listener(each.id, publisher), *listeners)
+            for each, publisher, listeners in zip(requests, publishers, heard, strict=True)
+        ]
+        return Run(publishers, lambda index, listener: service.runner.submit(requests[index], listener), others)
     except QueueFullError as full:
         service.metrics.rejections.labels("queue_full").inc()
         raise ApiError(
@@ -80,28 +79,46 @@ async def _begin(chat: ChatRequest, completion_id: str, service: Service, log: L
         ) from None
 
 
-async def _collect(run: Run, writer: AnswerWriter) -> ChatCompletion:
-    tokens: list[TokenLogprob] = []
+def _listeners(service: Service, request_id: str, choice: str) -> tuple[Listener, ...]:
+    return service.metrics.listener(), answer_log(request_id, choice, service.backend.model.name)
+
+
+def _publisher(service: Service, choice: str) -> AnswerPublisher:
+    return AnswerPublisher(
+        service.bus,
+        f"/introspect/{service.settings.replica}",
+        choice,
+        service.backend.model.name,
+        service.backend.feature_schema,
+        alert_risk=service.settings.alert_risk,
+        probe_set=service.backend.scorer.name,
+    )
+
+
+async def _collect(run: Run, writer: AnswerWriter, choices: int) -> ChatCompletion:
+    tokens: list[list[TokenLogprob]] = [[] for _ in range(choices)]
     try:
-        async for what in run.rest():
-            if not isinstance(what, Token):
-                return writer.whole(tokens, what, published=await run.published())
-            if (entry := writer.token(what)) is not None:
-                tokens.append(entry)
+        async for index, what in run.rest():
+            if isinstance(what, Ended):
+                writer.end(index, what)
+            elif (entry := writer.token(index, what)) is not None:
+                tokens[index].append(entry)
+        return writer.whole(tokens, await run.published())
     finally:
         run.close()
-    raise RuntimeError("the answer ended without an end")
 
 
 async def _stream(run: Run, writer: AnswerWriter) -> AsyncIterator[str]:
     try:
-        yield _data(writer.opening())
-        async for what in run.rest():
+        for chunk in writer.opening():
+            yield _data(chunk)
+        async for index, what in run.rest():
             if isinstance(what, Token):
-                if (piece := writer.piece(what)) is not None:
+                if (piece := writer.piece(index, what)) is not None:
                     yield _data(piece)
             else:
-                for chunk in writer.closing(what, published=await run.published()):
+                writer.end(index, what)
+                for chunk in writer.closing(index, what, await run.published() if writer.is_complete else ()):
                     yield _data(chunk)
     except ApiError as error:
         yield _data(error_body(error))

@@ -13,21 +13,29 @@ _ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "u
 
 
 def to_engine_request(chat: ChatRequest, request_id: str, settings: Settings) -> Request:
-    """Check `chat` against the limits, decode its pictures and write it in the engine's terms.
+    """Decode the pictures of `chat`, which `check_counts` let pass, and write it in the engine's terms.
 
     Decodes pictures: run it beside the event loop, not on it.
 
     Raises:
         ApiError: 400, naming the field that is over a limit or cannot be read.
     """
-    _check_counts(chat, settings)
     return Request(request_id, _messages(chat.messages, settings), _sampling(chat, settings), _budget(chat, settings))
 
 
-def _check_counts(chat: ChatRequest, settings: Settings) -> None:
+def check_counts(chat: ChatRequest, settings: Settings) -> None:
+    """Refuse a request that asks for too much, before anything is done for it.
+
+    Raises:
+        ApiError: 400, naming the field.
+    """
+
     def refuse(what: str, limit: int) -> ApiError:
         return ApiError(400, f"The request has too many {what}: at most {limit} are taken.", param="messages", code="limit_exceeded")
 
+    if chat.choices > settings.most_choices:
+        message = f"n: expected at most {settings.most_choices}, got {chat.choices}."
+        raise ApiError(400, message, param="n", code="limit_exceeded")
     if len(chat.messages) > settings.max_messages:
         raise refuse("messages", settings.max_messages)
     parts = [part for message in chat.messages for part in message.content]

@@ -59,20 +59,32 @@ class AssistantMessage(BaseModel):
 
 
 class Choice(BaseModel):
-    """The only choice."""
+    """One choice."""
 
-    index: int = 0
+    index: int
     message: AssistantMessage
     logprobs: Logprobs | None = None
     finish_reason: FinishReason
 
 
 class Usage(BaseModel):
-    """Token counts; the end token counts as one of the answer's."""
+    """Token counts; the end token counts as one of the answer's, and the prompt once for all choices."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+
+
+class ChoiceIntrospection(AnswerIntrospection):
+    """The signals of one choice; its `id` is the one under which the choice is remembered and published."""
+
+    index: int
+
+
+class CompletionIntrospection(AnswerIntrospection):
+    """The signals of choice 0, and where there are several those of all `choices`."""
+
+    choices: tuple[ChoiceIntrospection, ...] | None = None
 
 
 class ChatCompletion(_MaybeIntrospection):
@@ -85,7 +97,7 @@ class ChatCompletion(_MaybeIntrospection):
     system_fingerprint: str
     choices: list[Choice]
     usage: Usage
-    introspection: AnswerIntrospection | None = None
+    introspection: CompletionIntrospection | None = None
 
 
 class Delta(BaseModel):
@@ -100,16 +112,16 @@ class Delta(BaseModel):
 
 
 class ChunkChoice(BaseModel):
-    """The only choice of a chunk."""
+    """What a chunk adds to one choice."""
 
-    index: int = 0
+    index: int
     delta: Delta
     logprobs: Logprobs | None = None
     finish_reason: FinishReason | None = None
 
 
 class ChatCompletionChunk(_MaybeIntrospection):
-    """One `data:` line of a streamed answer; `introspection` rides on the chunk with `finish_reason`."""
+    """One `data:` line of a streamed answer; `introspection` rides on the last chunk with `finish_reason`."""
 
     id: str
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
@@ -118,7 +130,7 @@ class ChatCompletionChunk(_MaybeIntrospection):
     system_fingerprint: str
     choices: list[ChunkChoice]
     usage: Usage | None = None
-    introspection: AnswerIntrospection | None = None
+    introspection: CompletionIntrospection | None = None
 
 
 class ModelIntrospection(BaseModel):

@@ -1,4 +1,4 @@
-"""One answer as the event loop sees it: begun, its tokens, and its end."""
+"""The answers to one request as the event loop sees them: begun, their tokens, and their ends."""
 
 from __future__ import annotations
 
@@ -14,78 +14,86 @@ from introspect_service.runner import Failed, Listener, Ticket
 
 
 class Run:
-    """Receives from the runner, publishes, and hands on to the response.
+    """Receives every choice of one request from the runner, publishes it, and hands it on to the response.
 
     Args:
-        publisher: hears everything first.
-        submit: puts the request in line, with the listener it is given.
-        others: hear everything too.
+        publishers: one a choice; hears everything of its choice first.
+        submit: puts a choice in line by its index, with the listener it is given. There must be room for all of them.
+        others: listeners of each choice that hear everything too.
 
     Raises:
         QueueFullError: there is no room in the line.
     """
 
-    def __init__(self, publisher: AnswerPublisher, submit: Callable[[Listener], Ticket], others: Sequence[Listener] = ()) -> None:
-        self._publisher, self._others = publisher, others
-        # Bounded by the longest answer that can be asked for.
-        self._heard: asyncio.Queue[Progress | Failed] = asyncio.Queue()
-        self._ticket = submit(self._hear)
+    def __init__(
+        self, publishers: Sequence[AnswerPublisher], submit: Callable[[int, Listener], Ticket], others: Sequence[Sequence[Listener]]
+    ) -> None:
+        self._publishers = publishers
+        # Bounded by the longest answer that can be asked for, times the choices.
+        self._heard: asyncio.Queue[tuple[int, Progress | Failed]] = asyncio.Queue()
+        listeners = [self._listener(index, (publisher.hear, *others[index])) for index, publisher in enumerate(publishers)]
+        self._tickets = [submit(index, listener) for index, listener in enumerate(listeners)]
         self._watch: asyncio.Task[None] | None = None
 
-    def _hear(self, what: Progress | Failed) -> None:
-        self._publisher.hear(what)
-        for listener in self._others:
-            listener(what)
-        self._heard.put_nowait(what)
+    def _listener(self, index: int, listeners: Sequence[Listener]) -> Listener:
+        def hear(what: Progress | Failed) -> None:
+            for listener in listeners:
+                listener(what)
+            self._heard.put_nowait((index, what))
+
+        return hear
 
     def cancel_when_gone(self, http: HttpRequest) -> None:
-        """End the answer where its client leaves before it is complete."""
+        """End the answers where their client leaves before they are complete."""
 
         async def watch() -> None:
             while (await http.receive())["type"] != "http.disconnect":
                 pass
-            self._ticket.cancel()
+            self._cancel()
 
         self._watch = asyncio.create_task(watch())
 
-    async def begun(self) -> Begun:
-        """Wait for the prompt to be read.
+    async def begun(self) -> None:
+        """Wait for the prompt to be read for the first time: what cannot be served is refused then.
 
         Raises:
             ApiError: the request cannot be served.
         """
-        what = await self._heard.get()
+        _, what = await self._heard.get()
         if isinstance(what, Failed):
             self.close()
             raise failure(what)
         if not isinstance(what, Begun):
             raise TypeError(f"expected Begun first, got {type(what).__name__}")
-        return what
 
-    async def rest(self) -> AsyncIterator[Token | Ended]:
-        """What follows; ends behind `Ended`.
+    async def rest(self) -> AsyncIterator[tuple[int, Token | Ended]]:
+        """What follows, each with the index of its choice, as it comes; ends when every choice has ended.
 
         Raises:
-            ApiError: the answer failed.
+            ApiError: a choice failed; the others are of no use without it.
         """
-        while True:
-            what = await self._heard.get()
+        left = len(self._tickets)
+        while left:
+            index, what = await self._heard.get()
             if isinstance(what, Failed):
                 raise failure(what)
             if isinstance(what, Token | Ended):
-                yield what
-            if isinstance(what, Ended):
-                return
+                yield index, what
+            left -= isinstance(what, Ended)
 
-    async def published(self) -> bool:
-        """Whether the stream's server has confirmed the completed event."""
-        return await self._publisher.confirmed()
+    async def published(self) -> list[bool]:
+        """Of each choice, whether the stream's server has confirmed the completed event."""
+        return await asyncio.gather(*(publisher.confirmed() for publisher in self._publishers))
 
     def close(self) -> None:
-        """Nobody listens any more; an unfinished answer is ended."""
-        self._ticket.cancel()
+        """Nobody listens any more; unfinished answers are ended."""
+        self._cancel()
         if self._watch is not None:
             self._watch.cancel()
+
+    def _cancel(self) -> None:
+        for ticket in self._tickets:
+            ticket.cancel()
 
 
 def failure(failed: Failed) -> ApiError:

@@ -92,14 +92,14 @@ class Runner:
         """How many requests wait, the running ones aside."""
         return max(0, self._count - self._running)
 
-    def check_room(self) -> None:
-        """Cheap test before a request's pictures are decoded.
+    def check_room(self, wanted: int = 1) -> None:
+        """Cheap test before a request's pictures are decoded, and whether all its choices find a place.
 
         Raises:
-            QueueFullError: a request would be refused now.
+            QueueFullError: `wanted` requests would be refused now.
         """
         places = len(self._threads)
-        if self._count >= self._depth + places:
+        if self._count + wanted > self._depth + places:
             raise QueueFullError(max(1, round(self._mean_seconds * self._count / places)))
 
     def submit(self, request: Request, listener: Listener) -> Ticket:

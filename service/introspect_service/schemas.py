@@ -145,7 +145,7 @@ class ChatRequest(_Strict):
         Annotated[list[Stop], Field(max_length=4)] | None, BeforeValidator(_as_list, json_schema_input_type=str | list[str] | None)
     ] = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    n: Literal[1] | None = None
+    n: Annotated[int, Field(ge=1)] | None = None
     frequency_penalty: Annotated[Any, _unsupported_unless(0)] = None
     presence_penalty: Annotated[Any, _unsupported_unless(0)] = None
     logit_bias: Annotated[Any, _unsupported_unless({})] = None
@@ -156,6 +156,11 @@ class ChatRequest(_Strict):
     response_format: Annotated[Any, _unsupported_unless({"type": "text"})] = None
     modalities: Annotated[Any, _unsupported_unless(["text"])] = None
     audio: Annotated[Any, _unsupported_unless()] = None
+
+    @property
+    def choices(self) -> int:
+        """How many answers are asked for."""
+        return self.n or 1
 
     @field_validator("top_logprobs")
     @classmethod

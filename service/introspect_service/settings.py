@@ -51,6 +51,7 @@ class Settings(BaseSettings):
         max_prompt_chars: characters of all texts of a request together.
         max_tokens: longest answer that can be asked for.
         default_max_tokens: longest answer where the request does not say.
+        max_choices: answers to one request (`n`); each takes a place, so that no more than there are places can be asked for.
         max_batch: requests that are answered at once; more wait.
         queue_depth: requests that may wait for the engine.
         drain_seconds: how long accepted requests may take to finish when the service is told to stop.
@@ -88,6 +89,7 @@ class Settings(BaseSettings):
     max_prompt_chars: Count = 32_000
     max_tokens: Count = 1_024
     default_max_tokens: Count = 128
+    max_choices: Count = 8
     max_batch: Annotated[int, Field(ge=1, le=256)] = 8
     queue_depth: Count = 16
     drain_seconds: Annotated[float, Field(ge=0)] = 10.0
@@ -128,6 +130,11 @@ class Settings(BaseSettings):
     def budget(self) -> Budget:
         """The budget of a request that does not ask for one."""
         return make_budget(self.kv_budget, self.policy)
+
+    @property
+    def most_choices(self) -> int:
+        """The largest `n`: more than there are places could never be taken."""
+        return min(self.max_choices, self.max_batch + self.queue_depth)
 
     @property
     def keys(self) -> tuple[str, ...]:
