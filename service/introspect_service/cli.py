@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from introspect_service import bench, chain, score_heads
+from introspect_service import bench, chain, score_heads, study
 
 if TYPE_CHECKING:
     from introspect_service.settings import Settings
@@ -201,6 +201,7 @@ def asyncapi() -> None:
 
 chain.register(app)
 score_heads.register(app)
+study.register(app)
 
 
 def _settings(**given: Any) -> Settings:

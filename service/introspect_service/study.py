@@ -1,0 +1,52 @@
+"""`introspect study`: the evidence, as runs of steps that resume. Each is a thin wrapper around a Python call."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+study = typer.Typer(
+    name="study", help="The evidence: long runs of steps that resume, each step with its result file.", no_args_is_help=True
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group to the command line."""
+    app.add_typer(study)
+
+
+@study.command("kernel-only")
+def kernel_only(
+    *,
+    out: Annotated[Path, typer.Option(help="The folder of the result files, one a model and arm.", file_okay=False)],
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A model seed: a folder or hub id; it must know the world of digits. May be given again.", show_default="embedded"
+        ),
+    ] = None,
+    arm: Annotated[list[str] | None, typer.Option(help="An arm; may be given again.", show_default="all")] = None,
+    test: Annotated[int, typer.Option(help="Test cases an arm.", min=20)] = 4000,
+    fit: Annotated[int, typer.Option(help="Cases an arm that probes are fitted on.", min=20)] = 4000,
+    seed: Annotated[int, typer.Option(help="Which cases.", min=0)] = 101,
+    work: Annotated[Path, typer.Option(help="Where recorded rows are kept; large.", file_okay=False)] = Path("runs/studies/kernel-only"),
+) -> None:
+    """What head statistics add to logits and hidden states after eviction, and add nothing where nothing was evicted."""
+    from introspect.errors import IntrospectError
+    from introspect_probes.errors import ProbesError
+    from introspect_probes.studies.arms import ARMS
+    from introspect_probes.studies.kernel_only import kernel_only as run
+    from introspect_probes.studies.tables import kernel_only_table
+
+    try:
+        results = run(out, models=model or ["embedded"], arms=arm or list(ARMS), test=test, fit=fit, seed=seed, work=work)
+    except (IntrospectError, ProbesError) as problem:
+        _fail(str(problem))
+    typer.echo(kernel_only_table(results))
+
+
+def _fail(message: str) -> NoReturn:
+    typer.echo(f"introspect: {message}", err=True)
+    raise typer.Exit(1)
