@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
 import torch
 
+from introspect.errors import IntrospectError, RequestError
 from introspect.loading import LoadedModel
 from introspect.pool import Runs
 from introspect.prompt import EncodedPrompt
+from introspect.sampling import UNFORCED
 from introspect.types import FinishReason, HeadRow, LogitStats, PromptInfo, Request, StepTrace
 from introspect_kernels import Segment
 
@@ -44,6 +47,7 @@ class Answer:
     text: str = ""
     finish: FinishReason | None = None
     keeps: bool = False
+    _draw: float | None = None
 
     def __post_init__(self) -> None:
         """The query of the last prompt token is the first one that is decoded."""
@@ -65,26 +69,46 @@ class Answer:
         return self.at + len(self.tokens)
 
     @property
-    def query(self) -> tuple[int, int]:
-        """The next query's token and where it came from."""
-        if self.tokens:
-            return self.tokens[-1], int(Segment.GENERATED)
-        return int(self.prompt.token_ids[self.at]), int(self.prompt.segments[self.at])
+    def query(self) -> list[int]:
+        """The next query: its token, position and segment, the token that is forced to follow, and its rotary position on each axis."""
+        forced = UNFORCED if self.forced is None or self.is_feeding or self.finish is not None else int(self.forced[len(self.tokens)])
+        prompt, made = self.prompt, len(self.tokens)
+        if made:
+            place = prompt.next_position + made - 1
+            return [self.tokens[-1], self.position, int(Segment.GENERATED), forced, *[place] * prompt.positions.shape[0]]
+        rotary: list[int] = prompt.positions[:, self.at].tolist()
+        return [int(prompt.token_ids[self.at]), self.position, int(prompt.segments[self.at]), forced, *rotary]
 
     @property
-    def rotary(self) -> list[int]:
-        """Rotary position of the next query on each axis."""
-        if not self.tokens:
-            found: list[int] = self.prompt.positions[:, self.at].tolist()
-            return found
-        return [self.prompt.next_position + len(self.tokens) - 1] * self.prompt.positions.shape[0]
+    def samples(self) -> bool:
+        """Whether the next token is drawn."""
+        return self.forced is None and not self.is_feeding and self.finish is None and self.prompt.request.sampling.temperature > 0
+
+    @property
+    def sampling(self) -> tuple[float, float, float]:
+        """Temperature, nucleus and draw of the next token; the draw stays the same however often its step is tried."""
+        if not self.samples:
+            return 0.0, 1.0, 0.0
+        if self._draw is None:
+            self._draw = float(torch.rand((), generator=self.generator, dtype=torch.float64))
+        return self.prompt.request.sampling.temperature, self.prompt.request.sampling.top_p, self._draw
 
     def advance(self, loaded: LoadedModel, token: int, stats: LogitStats, heads: HeadRow | None) -> tuple[list[StepTrace], bool]:
-        """The steps that one decode step makes of it, and whether it is over."""
+        """The steps that one decode step makes of it, and whether it is over.
+
+        Raises:
+            RequestError: the token that was to be forced does not exist.
+            IntrospectError: the model's logits are not numbers.
+        """
         info = cast("PromptInfo", self.info)  # it is prefilled
         index, position = len(self.tokens), self.position
         if self.finish is not None:
             return [StepTrace(info, index, position, -1, "", True, None, heads, self.finish)], True
+        if self.forced is not None and token != self.forced[index]:
+            raise RequestError(f"the model has no token {self.forced[index]} that could be forced")
+        if math.isnan(stats.logprob):
+            raise IntrospectError("the model's logits are not numbers (NaN): it may compute in a dtype of too small a range")
+        self._draw = None
         self.tokens.append(token)
         is_end, before = token in loaded.eos_ids, self.text
         is_last = is_end or len(self.tokens) >= self.limit

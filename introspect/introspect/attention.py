@@ -19,7 +19,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from introspect_kernels import Arena, HeadStats, decode_attention
+from introspect_kernels import Arena
+from introspect_kernels.decode.dispatch import run
+from introspect_kernels.decode.packing import PackedStats, pack
 
 NAME = "introspect"
 
@@ -179,12 +181,8 @@ class Lane(Protocol):
     rows: slice
     wants_stats: bool
 
-    def arena(self, layer: int) -> Arena:
-        """One layer's entries of these sequences."""
-        ...
-
-    def slide(self, layer: int) -> None:
-        """Let the entries go that a layer with a window does not see any more."""
+    def append(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> Arena:
+        """Store the step's own entry of each sequence, `[batch, kv_heads, head_dim]`; what a layer's queries see, that entry included."""
         ...
 
 
@@ -196,18 +194,16 @@ class DecodePass:
     that what one gets does not depend on what its neighbours want.
 
     Attributes:
-        lanes: of all sequences.
+        lanes: of all sequences; they know where this step's entries go.
         position: `int32 [batch]`, token index of each sequence's query.
-        segment: `uint8 [batch]`, where each query token came from.
         impl: which `decode_attention` implementation.
         stats: for each lane that wants them, per layer; filled by the step.
     """
 
     lanes: Sequence[Lane]
     position: torch.Tensor
-    segment: torch.Tensor
     impl: str | None = None
-    stats: dict[int, list[HeadStats]] = field(default_factory=dict)
+    stats: dict[int, list[PackedStats]] = field(default_factory=dict)
 
     def attend(
         self,
@@ -226,13 +222,12 @@ class DecodePass:
         return (outs[0] if len(outs) == 1 else torch.cat(outs))[:, None]
 
     def _lane(self, number: int, lane: Lane, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
-        rows, arena = lane.rows, lane.arena(layer)
-        # The scheduler knows how much room every run has; asking each layer would cost a step much of its time.
-        arena.append(k[rows], v[rows], self.position[rows], self.segment[rows], check_room=False)
-        lane.slide(layer)
-        out, stats = decode_attention(q[rows], arena, self.position[rows], scale, stats=lane.wants_stats, impl=self.impl)
+        rows = lane.rows
+        arena = lane.append(layer, k[rows], v[rows])
+        # Shapes and dtypes are those of the pool; to check them at each layer would cost a small step much of its time.
+        out, stats = run(q[rows], arena, self.position[rows], scale, lane.wants_stats, self.impl)
         if stats is not None:
-            self.stats.setdefault(number, []).append(stats)
+            self.stats.setdefault(number, []).append(stats if isinstance(stats, PackedStats) else pack(stats))
         return out
 
 

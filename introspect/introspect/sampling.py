@@ -1,63 +1,76 @@
-"""Choosing the next token, and what its distribution looked like."""
+"""Choosing the next tokens, and what their distributions looked like: on the model's device, with no value read by the host."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
-from introspect.answer import Answer
-from introspect.errors import RequestError
-from introspect.types import LogitStats, SamplingParams
+from introspect.types import LogitStats
 
 NUM_CANDIDATES = 20
+UNFORCED = -1
+"""Stands where no token is forced."""
 
 
-def choose(logprobs: torch.Tensor, params: SamplingParams, generator: torch.Generator) -> int:
-    """One token id from `logprobs [vocab]`: greedy at temperature 0, else sampled from the nucleus."""
-    if params.temperature <= 0:
-        return int(logprobs.argmax())
-    probabilities = torch.softmax(logprobs / params.temperature, -1)
-    if params.top_p < 1:
-        ordered, order = probabilities.sort(descending=True)
-        outside = ordered.cumsum(-1) - ordered >= params.top_p
-        probabilities = probabilities.index_fill(0, order[outside], 0.0)
-    return int(torch.multinomial(probabilities.cpu(), 1, generator=generator))
+@dataclass(frozen=True)
+class Choosing:
+    """How each row's token is chosen.
+
+    Attributes:
+        forced: `int64 [batch]`, the token to take whatever the model says, or `UNFORCED`.
+        temperature: `float64 [batch]`, 0 is greedy.
+        top_p: `float64 [batch]`, the smallest set of tokens whose probability reaches it is kept.
+        draw: `float64 [batch]`, at least 0 and below 1: where in the distribution a sampled token lies.
+        samples: whether any row has a temperature; known to the host, so that a greedy batch does nothing for it.
+    """
+
+    forced: torch.Tensor
+    temperature: torch.Tensor
+    top_p: torch.Tensor
+    draw: torch.Tensor
+    samples: bool
 
 
-def choose_all(logprobs: torch.Tensor, answers: Sequence[Answer]) -> tuple[list[int], dict[int, Exception]]:
-    """The next token of each answer, from `logprobs [batch, vocab]`.
+def choose(logprobs: torch.Tensor, choosing: Choosing) -> torch.Tensor:
+    """The next token of each row of `logprobs [batch, vocab]`, `int64 [batch]`.
+
+    A row's token depends on that row alone. A forced token that does not exist is not taken.
+    """
+    tokens = logprobs.argmax(-1)
+    if choosing.samples:
+        tokens = torch.where(choosing.temperature > 0, _sampled(logprobs, choosing), tokens)
+    exists = (choosing.forced >= 0) & (choosing.forced < logprobs.shape[-1])
+    return torch.where(exists, choosing.forced, tokens)
+
+
+def _sampled(logprobs: torch.Tensor, choosing: Choosing) -> torch.Tensor:
+    """Tokens by inverse transform from the nucleus; rows without a temperature get some token."""
+    temperature = torch.where(choosing.temperature > 0, choosing.temperature, 1.0).to(logprobs.dtype)
+    probabilities = torch.softmax(logprobs / temperature[:, None], -1)
+    ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
+    outside = (ordered.cumsum(-1) - ordered >= choosing.top_p[:, None]) & (choosing.top_p < 1)[:, None]
+    nucleus = probabilities.masked_fill(torch.zeros_like(outside).scatter(-1, order, outside), 0.0)
+    reached = nucleus.double().cumsum(-1)
+    whole = reached[:, -1:]
+    point = torch.minimum(choosing.draw[:, None] * whole, torch.nextafter(whole, torch.zeros_like(whole)))
+    return torch.searchsorted(reached, point, right=True)[:, 0].clamp(max=logprobs.shape[-1] - 1)
+
+
+def measure(logprobs: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `logit_stats` needs of `logprobs [batch, vocab]` (before temperature) at the chosen tokens.
 
     Returns:
-        The tokens, and by row why none could be drawn (the row's token then stands for nothing).
+        `int64 [batch, 1 + candidates]`, the token and the candidates; `float32 [batch, 2 + candidates]`, the token's
+        log-probability, the distribution's entropy (nats) and the candidates' log-probabilities.
     """
-    tokens: list[int] = logprobs.argmax(-1).tolist()
-    problems: dict[int, Exception] = {}
-    for row, answer in enumerate(answers):
-        sampling = answer.prompt.request.sampling
-        if answer.is_feeding or answer.finish is not None:
-            continue
-        if answer.forced is not None:
-            token = int(answer.forced[len(answer.tokens)])
-            if 0 <= token < logprobs.shape[-1]:
-                tokens[row] = token
-            else:
-                problems[row] = RequestError(f"a token must be one of {logprobs.shape[-1]}, got {token}")
-        elif sampling.temperature > 0:
-            try:
-                tokens[row] = choose(logprobs[row], sampling, answer.generator)
-            except Exception as problem:  # noqa: BLE001 - it ends this answer and no other
-                problems[row] = problem
-    return tokens, problems
-
-
-def logit_stats(logprobs: torch.Tensor, tokens: list[int]) -> list[LogitStats]:
-    """Statistics of each row of `logprobs [batch, vocab]` (before temperature) at the chosen tokens."""
     top = logprobs.topk(min(NUM_CANDIDATES, logprobs.shape[-1]), dim=-1)
-    entropy = torch.special.entr(logprobs.exp()).sum(-1).tolist()
-    chosen = logprobs.gather(-1, torch.tensor(tokens, device=logprobs.device)[:, None])[:, 0].tolist()
-    values, ids = top.values.tolist(), top.indices.tolist()
-    return [
-        LogitStats(chosen[row], entropy[row], values[row][0] - values[row][1], tuple(ids[row]), tuple(values[row]))
-        for row in range(len(tokens))
-    ]
+    entropy = torch.special.entr(logprobs.exp()).sum(-1, keepdim=True)
+    chosen = logprobs.gather(-1, tokens[:, None])
+    return torch.cat([tokens[:, None], top.indices], -1), torch.cat([chosen, entropy, top.values], -1)
+
+
+def logit_stats(ids: Sequence[int], reals: Sequence[float]) -> LogitStats:
+    """One row of `measure`, read by the host."""
+    return LogitStats(reals[0], reals[1], reals[2] - reals[3], tuple(ids[1:]), tuple(reals[2:]))

@@ -7,20 +7,17 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import cast
 
-import torch
-
 from introspect.answer import Answer
 from introspect.continuing import common_prefix, take_up
-from introspect.decoding import Lane, decode_step, wants
+from introspect.decoding import Lane, Step, decode_step, wants
 from introspect.limits import Limits, Need, bytes_of, check_fits, need_of
 from introspect.loading import LoadedModel
 from introspect.pool import KVBytes, Runs, SlotPool
 from introspect.prefill import Prefill, prefill_shape
 from introspect.prompt import EncodedPrompt
 from introspect.rebudgeting import rebudget_runs
-from introspect.sampling import choose_all, logit_stats
 from introspect.stepwise import Stepwise
-from introspect.types import HeadRow, StepTrace
+from introspect.types import StepTrace
 
 logger = logging.getLogger(__name__)
 
@@ -215,14 +212,11 @@ class Scheduler:
         self._make_room()
         lanes = self._current_lanes()
         answers = [answer for lane in lanes for answer in lane.answers]
-        before = [lane.state() for lane in lanes]
         try:
-            logprobs, heads = decode_step(self._loaded, lanes, self._impl)
+            made = decode_step(self._loaded, lanes, self._impl)
         except Exception as problem:  # noqa: BLE001 - whose fault it is must be found out
-            for lane, state in zip(lanes, before, strict=True):
-                lane.restore(state)
             return self._decode_apart(answers, problem)
-        return self._advance(answers, logprobs, heads)
+        return self._advance(answers, made)
 
     def _make_room(self) -> None:
         """Re-budget the runs that are full."""
@@ -239,7 +233,7 @@ class Scheduler:
             try:
                 if len(answers) == 1:
                     raise problem
-                logprobs, heads = decode_step(self._loaded, [lane], self._impl)
+                made = decode_step(self._loaded, [lane], self._impl)
             except Exception as own:
                 logger.exception("request %s failed", answer.prompt.request.id)
                 answer.keeps = False
@@ -248,15 +242,13 @@ class Scheduler:
             else:
                 lane.write_back()
                 self._lanes = []
-                events += self._advance([answer], logprobs, heads)
+                events += self._advance([answer], made)
         return events
 
-    def _advance(self, answers: list[Answer], logprobs: torch.Tensor, heads: Sequence[HeadRow | None]) -> list[Event]:
-        """Choose each answer's token and say what became of it."""
+    def _advance(self, answers: list[Answer], made: Step) -> list[Event]:
+        """Give each answer its token and say what became of it."""
         events: list[Event] = []
         ended: list[Answer] = []
-        tokens, problems = choose_all(logprobs, answers)
-        stats = logit_stats(logprobs, tokens)
         for row, answer in enumerate(answers):
             answer.room -= 1
             if answer.is_feeding:
@@ -265,9 +257,7 @@ class Scheduler:
                     self._write_back()
                 continue
             try:
-                if row in problems:
-                    raise problems[row]
-                steps, over = answer.advance(self._loaded, tokens[row], stats[row], heads[row])
+                steps, over = answer.advance(self._loaded, made.tokens[row], made.logits[row], made.heads[row])
             except Exception as problem:
                 logger.exception("request %s failed", answer.prompt.request.id)
                 events.append((answer, problem))

@@ -6,15 +6,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from families import TinyModel
 
 from introspect.answer import Answer
 from introspect.engine import Engine
-from introspect.errors import RequestError
+from introspect.errors import IntrospectError, RequestError
 from introspect.limits import bytes_of, need_of
 from introspect.prompt import EncodedPrompt
 from introspect.scheduler import Scheduler
 from introspect.types import Budget, SamplingParams, StepTrace
+from introspect_kernels import Arena
 
 BUDGETS = (
     Budget(),
@@ -134,6 +136,19 @@ def test_one_bad_request_ends_alone(tiny_llava: TinyModel) -> None:
     assert scheduler.kv_bytes.owned == 0
 
 
+def test_logits_that_are_no_numbers_end_their_answer_alone(tiny_llava: TinyModel) -> None:
+    good = prompt_of(tiny_llava, 1)
+    alone = list(Engine(tiny_llava.loaded).generate_encoded([good]))
+    blind = replace(good, pixels={"pixel_values": good.pixels["pixel_values"] * torch.nan})
+    scheduler = Engine(tiny_llava.loaded).scheduler()
+    keeps, ends = scheduler.submit(good), scheduler.submit(blind)
+    found = finish(scheduler)
+    assert_same_answer([step for step in found[keeps] if isinstance(step, StepTrace)], alone)
+    assert len(found[ends]) == 1
+    assert isinstance(found[ends][0], IntrospectError)
+    assert "not numbers" in str(found[ends][0])
+
+
 def test_an_error_in_a_batch_comes_after_the_others_answers(tiny_llava: TinyModel) -> None:
     good, bad = prompt_of(tiny_llava, 1), prompt_of(tiny_llava, 2)
     bad = replace(bad, request=replace(bad.request, sampling=SamplingParams(stop=(7,))))  # type: ignore[arg-type]
@@ -165,13 +180,13 @@ def test_requests_beyond_the_memory_wait_and_those_that_never_fit_are_refused(ti
 def test_without_signals_no_statistics_are_computed(tiny_llava: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
     from introspect import attention
 
-    asked, original = [], attention.decode_attention
+    asked, original = [], attention.run
 
-    def watched(q: object, *args: object, stats: bool, **kwargs: object) -> object:
-        asked.append((stats, q.shape[0]))  # type: ignore[attr-defined]
-        return original(q, *args, stats=stats, **kwargs)  # type: ignore[arg-type]
+    def watched(q: torch.Tensor, arena: Arena, position: torch.Tensor, scale: float, stats: bool, impl: str | None) -> object:
+        asked.append((stats, q.shape[0]))
+        return original(q, arena, position, scale, stats, impl)
 
-    monkeypatch.setattr(attention, "decode_attention", watched)
+    monkeypatch.setattr(attention, "run", watched)
     silent, measured = prompt_of(tiny_llava, 1, signals=False), prompt_of(tiny_llava, 1)
     ours = list(Engine(tiny_llava.loaded).generate_encoded([silent]))
     assert {stats for stats, _ in asked} == {False}
