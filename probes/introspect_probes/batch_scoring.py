@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from introspect.types import HeadRow, PromptInfo
 from introspect_kernels import Segment
 from introspect_probes.claim_probe import ClaimProbe, budget_features
-from introspect_probes.features import Shape, across_heads, head_feature_names, kind_features
+from introspect_probes.features import LAYER_STATISTICS, Shape, head_feature_names, kind_features, layer_statistic, parse_head_feature
 from introspect_probes.linear import LinearProbe
 from introspect_probes.probe_set import ProbeSet
 
@@ -138,7 +138,7 @@ class ColumnReader:
         self.shape, self.count = shape, len(columns)
         groups: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
         for out, column in enumerate(columns):
-            source, statistic, flat = _parsed(names[column], shape)
+            source, statistic, flat = parse_head_feature(names[column], shape)
             places, flats = groups.setdefault((source, statistic), ([], []))
             places.append(out)
             flats.append(flat)
@@ -148,17 +148,13 @@ class ColumnReader:
         """The columns' values, `[batch, columns]`."""
         result = np.empty((len(batch.positions), self.count), dtype=np.float32)
         rows = {"producing": (batch.producing, batch.positions), "reading": (batch.reading, batch.positions + 1)}
-        layers = {
-            source: across_heads(row.mass[..., Segment.IMAGE], row.argmax_position)
-            for source, (row, _) in rows.items()
-            if any(key[0] == source and key[1] in _LAYER for key in self._groups)
-        }
         retention = np.stack([p.retention for p in batch.prompts])
         for source, statistic, places, flats in self._groups:
             if source == "budget":
                 values = self._budget(batch, retention, statistic, flats)
-            elif statistic in _LAYER:
-                values = layers[source][_LAYER.index(statistic)][:, flats]
+            elif statistic in LAYER_STATISTICS:
+                row = rows[source][0]
+                values = layer_statistic(statistic, row.mass[..., Segment.IMAGE], row.argmax_position)[:, flats]
             else:
                 values = self._statistic(*rows[source], statistic, flats)
             result[:, places] = values
@@ -192,16 +188,3 @@ class ColumnReader:
             return np.where(np.isnan(values), 1.0, values)
         logical = np.array([max(int(p.logical[index]), 1) for p in batch.prompts])
         return np.asarray(batch.producing.retained[:, layer, head, index] / logical[:, None])
-
-
-_LAYER = ("image_gini", "image_participation", "image_active", "consensus")
-
-
-def _parsed(name: str, shape: Shape) -> tuple[str, str, int]:
-    """Source (`producing`, `reading`, `budget`), statistic and flat index of a head feature's name."""
-    parts = name.split(".")
-    if parts[0] in ("producing", "reading"):
-        layer = int(parts[1][1:])
-        flat = layer if len(parts) == 3 else layer * shape.heads + int(parts[2][1:])
-        return parts[0], parts[-1], flat
-    return "budget", parts[0], int(parts[1][1:]) * shape.kv_heads + int(parts[2][1:])

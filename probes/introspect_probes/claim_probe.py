@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from introspect.types import PromptInfo
 from introspect_probes.features import TokenFeatures, kind_features
-from introspect_probes.linear import BudgetedPlatt, LinearProbe, sigmoid
+from introspect_probes.linear import BudgetedPlatt, LinearProbe, probability
 from introspect_probes.signals import HallucinationRisk
 
 
@@ -35,12 +35,12 @@ class ClaimProbe:
         """Risk of the claim of `kind` that a token decides; `level` says whether claims can be told apart."""
         internal = float(self.internal.logits(internal_features(features, kind))[0])
         prior = float(self.prior.logits(prior_features(features, kind, prompt))[0])
-        return HallucinationRisk(
-            risk=float(self.calibration(internal + prior, is_reduced(prompt))),
-            internal=float(sigmoid(internal)),
-            prior=float(sigmoid(prior)),
-            kind=level,
-        )
+        return self.combined(internal, prior, is_reduced=is_reduced(prompt), level=level)
+
+    def combined(self, internal: float, prior: float, *, is_reduced: bool, level: Literal["claim", "token"]) -> HallucinationRisk:
+        """The risk that the logits of both factors make."""
+        risk = self.calibration.of(internal + prior, is_reduced=is_reduced)
+        return HallucinationRisk(risk=risk, internal=probability(internal), prior=probability(prior), kind=level)
 
     def any_false(self, risks: Sequence[float], *, reduced: bool) -> float:
         """P(any of an answer's claims is false) from their risks."""

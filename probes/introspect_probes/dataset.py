@@ -16,7 +16,7 @@ from introspect_probes.interventions import strategy_of
 from introspect_probes.probe_set import answer_features
 from introspect_probes.signals import STRATEGIES
 from introspect_probes.traces import UNKNOWN, Trace
-from introspect_probes.training_free import SCORES, words_of
+from introspect_probes.training_free import SCORES, Words
 
 Array = NDArray[np.float32]
 
@@ -152,7 +152,7 @@ def load_table(traces: Iterable[Trace], total: int | None = None) -> Table:
         tokens = _tokens(trace)
         if not tokens:
             continue
-        words = words_of(trace.steps)
+        words = Words(trace.steps)
         answers.append(Answer(trace, tuple(tokens), {name: score(words) for name, score in SCORES.items()}))
         rows += _claim_rows(trace, tokens, len(answers) - 1)
     return Table(tuple(answers), _stack(rows), tuple(unlabelled))

@@ -20,9 +20,9 @@ from introspect_probes.drift import DELTA, DriftMonitor, streams_of
 from introspect_probes.errors import TraceError
 from introspect_probes.features import token_features
 from introspect_probes.labels import read_labelled
+from introspect_probes.parts import OUTSIDE_KIND, part_of
 from introspect_probes.probe_set import ProbeSet, load_probe_set
 from introspect_probes.traces import Trace
-from introspect_probes.train import OUTSIDE_KIND, part_of
 
 Answers = list[dict[str, float | None]]
 USUAL = "full"

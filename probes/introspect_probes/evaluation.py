@@ -35,13 +35,14 @@ from introspect_probes.metrics import (
     reliability,
     weighted_auroc,
 )
+from introspect_probes.parts import OUTSIDE_KIND, part_of
 from introspect_probes.probe_set import ProbeSet
+from introspect_probes.published import internal_matrix, published_confidence, published_risks, risk_logits
 from introspect_probes.selective import risk_coverage
 from introspect_probes.signals import STRATEGIES
 from introspect_probes.strategy_probe import StrategyProbe
 from introspect_probes.telling_cases import telling_cases
 from introspect_probes.traces import Trace
-from introspect_probes.train import OUTSIDE_KIND, internal_matrix, part_of, published_confidence, published_risks, risk_logits
 from introspect_probes.training_free import SCORES
 
 ALL = "all"

@@ -31,12 +31,14 @@ _PER_HEAD = (
     "self_mass", "previous_mass", "mean_distance", "windowed_distance",
 )  # fmt: skip
 _MASSES = (Segment.SINK, Segment.TEMPLATE, Segment.IMAGE, Segment.CONTEXT, Segment.QUESTION, Segment.GENERATED)
-_LAYER = ("image_gini", "image_participation", "image_active", "consensus")
+LAYER_STATISTICS = ("image_gini", "image_participation", "image_active", "consensus")
 _RETAINED = (Segment.IMAGE, Segment.CONTEXT, Segment.QUESTION)
 LOGITS = (
     "logprob", "entropy", "margin", "top1", "top2", "top3", "top4", "top5",
     "mean_logprob", "min_logprob", "mean_entropy", "max_entropy", "previous_logprob", "next_entropy",
 )  # fmt: skip
+_FEW_PAIRS = 4096
+"""Up to so many comparisons all pairs of heads are compared; from there on sorting is quicker."""
 PLACE = ("index", "log_index", "repetition", "first")
 
 
@@ -55,11 +57,21 @@ def head_feature_names(shape: Shape) -> tuple[str, ...]:
     for row in ("producing", "reading"):
         per_head = (*_PER_HEAD, *(f"mass_{segment.name.lower()}" for segment in _MASSES))
         names += [f"{row}.L{layer}.H{head}.{n}" for n in per_head for layer in range(shape.layers) for head in range(shape.heads)]
-        names += [f"{row}.L{layer}.{n}" for n in _LAYER for layer in range(shape.layers)]
+        names += [f"{row}.L{layer}.{n}" for n in LAYER_STATISTICS for layer in range(shape.layers)]
     for segment in _RETAINED:
         for what in ("retained", "retention"):
             names += [f"{what}_{segment.name.lower()}.L{layer}.K{h}" for layer in range(shape.layers) for h in range(shape.kv_heads)]
     return tuple(names)
+
+
+def parse_head_feature(name: str, shape: Shape) -> tuple[str, str, int]:
+    """Source (`producing`, `reading`, `budget`), statistic and flat index (over layers and heads, or over layers) of one of these names."""
+    parts = name.split(".")
+    if parts[0] in ("producing", "reading"):
+        layer = int(parts[1][1:])
+        flat = layer if len(parts) == 3 else layer * shape.heads + int(parts[2][1:])
+        return parts[0], parts[-1], flat
+    return "budget", parts[0], int(parts[1][1:]) * shape.kv_heads + int(parts[2][1:])
 
 
 def head_features(producing: HeadRow, reading: HeadRow | None, prompt: PromptInfo, position: int) -> Array:
@@ -96,11 +108,7 @@ def _row(row: HeadRow, position: int) -> NDArray[np.floating]:
 
 
 def across_heads(image_mass: NDArray[np.floating], argmax: NDArray[np.integer]) -> NDArray[np.floating]:
-    """How unevenly a layer's heads share in looking at the image.
-
-    Gini coefficient and participation ratio of the image mass over heads, the
-    share of heads that give the image over half of their mass, and the share of
-    heads that agree with the commonest argmax (head agreement).
+    """How unevenly a layer's heads share in looking at the image: each of `LAYER_STATISTICS`.
 
     Args:
         image_mass: `[..., layers, heads]`.
@@ -109,18 +117,33 @@ def across_heads(image_mass: NDArray[np.floating], argmax: NDArray[np.integer]) 
     Returns:
         `[4, ..., layers]`.
     """
-    image = np.sort(np.nan_to_num(image_mass), axis=-1)
-    heads = image.shape[-1]
+    return np.stack([layer_statistic(name, image_mass, argmax) for name in LAYER_STATISTICS])
+
+
+def layer_statistic(name: str, image_mass: NDArray[np.floating], argmax: NDArray[np.integer]) -> NDArray[np.floating]:
+    """One of `LAYER_STATISTICS`, `[..., layers]`.
+
+    Gini coefficient and participation ratio of the image mass over heads, the
+    share of heads that give the image over half of their mass, and the share of
+    heads that agree with the commonest argmax (head agreement).
+    """
+    heads = image_mass.shape[-1]
+    if name == "consensus":
+        return np.asarray(largest_party(argmax) / heads)
+    if name == "image_active":
+        return np.asarray((image_mass > 0.5).sum(-1) / heads)
+    image = np.where(np.isnan(image_mass), 0.0, image_mass).astype(np.float64)
     total = np.maximum(image.sum(-1), 1e-9)
-    rank = np.arange(1, heads + 1)
-    gini = (2 * (rank * image).sum(-1) / (heads * total)) - (heads + 1) / heads
-    participation = total**2 / (heads * np.maximum((image**2).sum(-1), 1e-12))
-    active = (image > 0.5).mean(-1)
-    return np.stack([gini, participation, active, _largest_party(argmax) / heads])
+    if name == "image_participation":
+        return np.asarray(total**2 / (heads * np.maximum(np.einsum("...h,...h->...", image, image), 1e-12)))
+    rank = 2.0 * np.arange(1, heads + 1)
+    return np.asarray(np.sort(image, axis=-1) @ rank / (heads * total) - (heads + 1) / heads)
 
 
-def _largest_party(values: NDArray[np.integer]) -> NDArray[np.int64]:
+def largest_party(values: NDArray[np.integer]) -> NDArray[np.int64]:
     """How often the commonest value of the last axis occurs: the longest run once they are sorted."""
+    if values.size * values.shape[-1] <= _FEW_PAIRS:
+        return np.asarray((values[..., :, None] == values[..., None, :]).sum(-1).max(-1))
     ordered = np.sort(values, axis=-1)
     longest = np.ones(values.shape[:-1], dtype=np.int64)
     for step in range(1, values.shape[-1]):

@@ -8,8 +8,8 @@ Where people marked false words, every word counts as a claim.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from introspect_probes.worlds.cases import Case
@@ -55,23 +55,44 @@ def question_form(question: str) -> QuestionForm | None:
 
 def find_claims(form: QuestionForm | None, answer: str) -> tuple[Claim, ...]:
     """The claims in an answer so far; only their places and kinds mean anything."""
-    return judge(form.case, answer).claims if form is not None else ()
+    return judge(form.case, answer, _unjudged).claims if form is not None else ()
+
+
+def _unjudged(_: str, __: Sequence[str]) -> bool:
+    """Whether the whole answer is right does not matter here, and takes longer to tell than where its claims are."""
+    return False
 
 
 @dataclass(frozen=True)
 class ClaimFinder:
-    """Finds the claims of an answer so far; `level` is `token` where claims cannot be told apart."""
+    """Finds the claims of an answer so far.
+
+    Attributes:
+        level: `token` where claims cannot be told apart.
+        find: the claims in a text.
+        separator: what no claim reaches across, so that nothing before it need be read again for the claims behind it.
+    """
 
     level: Literal["claim", "token"]
     find: Callable[[str], tuple[Claim, ...]]
+    separator: str | None = None
+
+    def first_from(self, text: str, start: int) -> Claim | None:
+        """The first claim of `text` that begins at `start` or behind it; only its place and kind mean anything."""
+        cut = text.rfind(self.separator, 0, start) + 1 if self.separator is not None else 0
+        for claim in self.find(text[cut:]):
+            if claim.start + cut >= start:
+                return replace(claim, start=claim.start + cut, end=claim.end + cut)
+        return None
 
 
 def claim_finder(grammar: str | None, question: str) -> ClaimFinder:
     """What finds claims in the answers to a question, under the grammar that a probe set names."""
     if grammar == WORDS_GRAMMAR:
-        return ClaimFinder("token", find_words)
+        return ClaimFinder("token", find_words, " ")
     form = question_form(question) if grammar == WORLD_GRAMMAR else None
-    return ClaimFinder("claim", lambda answer: find_claims(form, answer))
+    separator = "," if form is not None and form.kind == "describe" else None
+    return ClaimFinder("claim", lambda answer: find_claims(form, answer), separator)
 
 
 def find_words(answer: str) -> tuple[Claim, ...]:

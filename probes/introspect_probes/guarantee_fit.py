@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import replace
 
 import numpy as np
 from mapie.risk_control import BinaryClassificationController, precision
 from numpy.typing import NDArray
 
+from introspect_probes.dataset import Table
 from introspect_probes.errors import FitError
 from introspect_probes.guarantee import Guarantee
+from introspect_probes.probe_set import ProbeSet
+from introspect_probes.published import published_confidence
 
 Floats = NDArray[np.floating]
 GRID = np.round(np.arange(0.99, 0.0, -0.01), 2)
@@ -89,3 +93,23 @@ def one_of_each(groups: NDArray[np.str_], seed: int = 0) -> NDArray[np.int64]:
     order = rng.permutation(len(groups))
     _, first = np.unique(np.asarray(groups)[order], return_index=True)
     return np.sort(order[first])
+
+
+def with_guarantee(probes: ProbeSet, fit: Table, promised: Table, *, target_risk: float, delta: float) -> ProbeSet:
+    """The probe set with the threshold that `promised`, which nothing was fitted on, supports.
+
+    Raises:
+        FitError: no threshold keeps the promise.
+    """
+    if not promised.answers:
+        raise FitError("no answers are left for the guarantee; record more groups of the calibration part")
+    guarantee = choose_threshold(
+        published_confidence(probes, promised),
+        promised.correct,
+        promised.groups,
+        published_confidence(probes, fit),
+        target_risk=target_risk,
+        delta=delta,
+    )
+    facts = {**guarantee.as_dict(), "conditions": sorted(set(promised.conditions.tolist())), "void": "where answers come from elsewhere"}
+    return replace(probes, manifest={**probes.manifest, "guarantee": facts}, guarantee=guarantee)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -14,6 +15,11 @@ Array = NDArray[np.float32]
 def sigmoid(logit: NDArray[np.floating] | float) -> NDArray[np.float64]:
     """The logistic function."""
     return 1.0 / (1.0 + np.exp(-np.clip(np.asarray(logit, dtype=np.float64), -60, 60)))
+
+
+def probability(logit: float) -> float:
+    """The logistic function of one number."""
+    return 1.0 / (1.0 + math.exp(-min(max(logit, -60.0), 60.0)))
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,11 @@ class BudgetedPlatt:
     def __call__(self, logit: NDArray[np.floating] | float, is_reduced: NDArray[np.bool_] | bool) -> NDArray[np.float64]:
         """Calibrated probabilities of logits, by whether each one's cache was reduced."""
         return np.where(is_reduced, self.reduced(logit), self.whole(logit))
+
+    def of(self, logit: float, *, is_reduced: bool) -> float:
+        """The calibrated probability of one logit, without arrays."""
+        chosen = self.reduced if is_reduced else self.whole
+        return probability(-(chosen.a * logit + chosen.b))
 
     def as_dict(self) -> dict[str, dict[str, float]]:
         """For the manifest."""

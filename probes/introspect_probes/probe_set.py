@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from introspect_probes.features import Shape, TokenFeatures, kind_features
 from introspect_probes.grammar import claim_finder
 from introspect_probes.guarantee import Guarantee
 from introspect_probes.linear import BudgetedPlatt, LinearProbe
+from introspect_probes.narrow import NarrowReader
 from introspect_probes.scoring import Session
 from introspect_probes.strategy_probe import StrategyProbe
 from introspect_probes.training_free import TrainingFreeScores
@@ -104,9 +106,20 @@ class ProbeSet:
             return f"fitted down to {fitted['min_ratio']:.0%} of the prompt kept, this answer keeps {ratio:.0%}"
         return None
 
-    def session(self, prompt: PromptInfo) -> Session:
+    @cached_property
+    def narrow(self) -> NarrowReader:
+        """What a session reads: the head statistics that `confidence`, `internal` or `strategy` has a weight for."""
+        probes = {"confidence": self.confidence}
+        if self.claims is not None:
+            probes["internal"] = self.claims.internal
+        if self.strategy is not None:
+            probes["strategy"] = self.strategy.probe
+        return NarrowReader(self.shape, probes)
+
+    def session(self, prompt: PromptInfo, *, provisional: bool = True) -> Session:
         """Begin to score the answer to `prompt`.
 
+        With `provisional` each word is scored twice: at once, and for good when the row that reads it is here. Without, once.
         Where the budget is none that the probe set was fitted for, only training-free scores are given, and the note says why.
         """
         from introspect_probes.session import ProbeSession
@@ -114,7 +127,7 @@ class ProbeSet:
         reason = self.budget_mismatch(prompt)
         if reason is not None and self.mismatch is None:
             return TrainingFreeScores(prompt, note=f"probe set {self.name} does not cover this budget: {reason}")
-        return ProbeSession(self, prompt, claim_finder(self.manifest["grammar"], prompt.question))
+        return ProbeSession(self, prompt, claim_finder(self.manifest["grammar"], prompt.question), provisional=provisional)
 
     def in_domain(self, prompt: PromptInfo) -> float | None:
         """P(the prompt is of the kind that was fitted on), where that can be told."""

@@ -41,6 +41,6 @@ class Scorer(Protocol):
         """The probe set's name; `None` for the fallback."""
         ...
 
-    def session(self, prompt: PromptInfo) -> Session:
-        """Begin to score the answer to `prompt`."""
+    def session(self, prompt: PromptInfo, *, provisional: bool = True) -> Session:
+        """Begin to score the answer to `prompt`; without `provisional` only final signals are worked out."""
         ...

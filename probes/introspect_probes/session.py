@@ -2,91 +2,111 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from introspect.types import PromptInfo, StepTrace
-from introspect_probes.claim_probe import is_reduced
-from introspect_probes.features import TokenFeatures, token_features
+import numpy as np
+from numpy.typing import NDArray
+
+from introspect.types import LogitStats, PromptInfo, StepTrace
+from introspect_probes.claim_probe import budget_features, is_reduced
+from introspect_probes.features import kind_features
 from introspect_probes.grammar import ClaimFinder
-from introspect_probes.probe_set import ProbeSet, answer_features
+from introspect_probes.probe_set import ProbeSet
+from introspect_probes.running_logits import RunningLogits, clipped
 from introspect_probes.scoring import StepSignals
 from introspect_probes.signals import AnswerSignal, Guaranteed, HallucinationRisk, SpanSignal, Strategy, TokenSignal
+from introspect_probes.tally import Tally
 from introspect_probes.training_free import TrainingFreeScores
-from introspect_probes.worlds.claims import Claim
+from introspect_probes.worlds.claims import CLAIM_KINDS, Claim
 
 OUTSIDE = 0.5
 """Below this P(in domain) the answer carries a note that the prompt is outside what the model knows."""
 
 _NOTE = "This question or picture is outside what the model was taught and the probes were fitted on; do not rely on the answer."
+_KINDS = {kind: kind_features(kind) for kind in CLAIM_KINDS}
 
 
-@dataclass
+@dataclass(frozen=True)
+class _Word:
+    """A word whose reading row has not come: its step, its row, its other features, its claim."""
+
+    step: StepTrace
+    row: NDArray[np.float32]
+    logits: list[float]
+    place: list[float]
+    claim: Claim | None
+
+
+@dataclass(frozen=True)
 class _Scored:
-    """What is known of one token: its features, its claim, its signals."""
+    """What is said of a word, and the answer with it."""
 
-    features: TokenFeatures
-    claim: Claim | None = None
-    risk: HallucinationRisk | None = None
-    strategy: Strategy | None = None
+    tally: Tally
+    risk: HallucinationRisk | None
+    strategy: Strategy | None
+    confidence: float
 
 
-@dataclass
 class ProbeSession:
     """A `Session` of a probe set.
+
+    Every row is read once, for those statistics that a probe has a weight for, and every word scored once for good:
+    values are those of `features.token_features` and `probe_set.answer_features`.
 
     Args:
         probes: the probe set.
         prompt: whose answer is scored.
         finder: tells where the answer makes claims.
+        provisional: whether each word is scored at once too, before the row that reads it is here.
     """
 
-    probes: ProbeSet
-    prompt: PromptInfo
-    finder: ClaimFinder
-    _steps: list[StepTrace] = field(default_factory=list)
-    _tokens: list[_Scored] = field(default_factory=list)
-    _text: str = ""
-
-    def __post_init__(self) -> None:
-        """Work out what needs the prompt alone."""
-        self._in_domain = self.probes.in_domain(self.prompt)
-        self._is_reduced = is_reduced(self.prompt)
-        self._fallback = TrainingFreeScores(self.prompt)
+    def __init__(self, probes: ProbeSet, prompt: PromptInfo, finder: ClaimFinder, *, provisional: bool = True) -> None:
+        self.probes, self.prompt, self.finder, self.provisional = probes, prompt, finder, provisional
+        self._in_domain = probes.in_domain(prompt)
+        self._is_reduced = is_reduced(prompt)
+        self._fallback = TrainingFreeScores(prompt)
+        self._reader = probes.narrow
+        self._fixed, self._budget = self._reader.fixed(prompt), [float(v) for v in budget_features(prompt)]
+        self._numbers, self._tally = RunningLogits(), Tally()
+        self._word: _Word | None = None
+        self._confidence: float | None = None
+        self._claims: list[tuple[Claim, HallucinationRisk, Strategy | None]] = []
+        self._strategies: list[Strategy] = []
+        self._text = ""
 
     def step(self, step: StepTrace) -> StepSignals:
         """See `Session`."""
-        self._fallback.step(step)
-        revised = self._revise(step)
+        self._fallback.add(step)
+        row = self._reader.row(step.heads, step.position, self.prompt) if step.heads is not None else None
+        revised = self._close(row, step.logits)
         if step.logits is None:
             return StepSignals(None, revised)
         start = len(self._text)
-        self._steps.append(step)
         self._text += step.text
-        features = token_features(self._steps, step.index, None)
-        if features is None:
+        logits, place = self._numbers.add(step)
+        if row is None:
             return StepSignals(None, revised)
-        claim = None
-        if step.text and not step.is_special:
-            claim = next((c for c in self.finder.find(self._text) if start <= c.start < len(self._text)), None)
-        if not step.is_special:
-            self._tokens.append(self._score(features, claim))
-        return StepSignals(self._signal(step.index, is_final=False), revised)
+        if step.is_special:
+            return StepSignals(TokenSignal(step.index, self._confidence, None, None, is_final=False), revised)
+        self._word = _Word(step, row, logits, place, self.finder.first_from(self._text, start) if step.text else None)
+        if not self.provisional:
+            return StepSignals(None, revised)
+        said = self._score(self._word, self._alone(self._word), logits)
+        return StepSignals(TokenSignal(step.index, said.confidence, said.risk, said.strategy, is_final=False), revised)
 
     def finish(self) -> AnswerSignal:
         """See `Session`."""
+        self._close(None, None)
         answer = self._fallback.finish()
-        claims = [(t.claim, t.risk, t.strategy) for t in self._tokens if t.claim is not None and t.risk is not None]
-        strategies = [t.strategy for t in self._tokens if t.strategy is not None]
-        confidence = self._confidence()
         return AnswerSignal(
-            confidence=confidence,
-            hallucination_risk=self._any_false([risk.risk for _, risk, _ in claims]),
-            strategy=self.probes.strategy.mean_state(strategies) if self.probes.strategy is not None and strategies else None,
+            confidence=self._confidence,
+            hallucination_risk=self._any_false([risk.risk for _, risk, _ in self._claims]),
+            strategy=self.probes.strategy.mean_state(self._strategies) if self.probes.strategy is not None and self._strategies else None,
             spans=None
             if self.probes.claims is None
             else tuple(
                 SpanSignal(claim.start, claim.end, self._text[claim.start : claim.end], risk.risk, strategy)
-                for claim, risk, strategy in claims
+                for claim, risk, strategy in self._claims
             ),
             calibrated=self.probes.mismatch is None,
             probe_set=self.probes.name,
@@ -94,49 +114,54 @@ class ProbeSession:
             note=_NOTE if self._in_domain is not None and self._in_domain < OUTSIDE else None,
             scores=answer.scores,
             mismatch=self.probes.mismatch,
-            guarantee=self._guarantee(confidence),
+            guarantee=self._guarantee(self._confidence),
         )
 
-    def _revise(self, step: StepTrace) -> TokenSignal | None:
-        """The last word on the previous token, now that its reading row is here."""
-        if not self._steps or self._steps[-1].is_special or not self._tokens:
+    def _close(self, row: NDArray[np.float32] | None, following: LogitStats | None) -> TokenSignal | None:
+        """The last word on the previous word, now that its reading row is here, or that none will come."""
+        word, self._word = self._word, None
+        if word is None:
             return None
-        index = self._steps[-1].index
-        features = token_features([*self._steps], index, step)
-        if features is not None:
-            self._tokens[-1] = self._score(features, self._tokens[-1].claim)
-        return self._signal(index, is_final=True)
+        logits = word.logits if following is None else [*word.logits[:-1], clipped(following.entropy)]
+        said = self._score(word, row if row is not None else self._alone(word), logits)
+        self._tally, self._confidence = said.tally, said.confidence
+        if word.claim is not None and said.risk is not None:
+            self._claims.append((word.claim, said.risk, said.strategy))
+        if said.strategy is not None:
+            self._strategies.append(said.strategy)
+        return TokenSignal(word.step.index, said.confidence, said.risk, said.strategy, is_final=True)
 
-    def _score(self, features: TokenFeatures, claim: Claim | None) -> _Scored:
-        if claim is None:
-            return _Scored(features)
-        claims, strategy = self.probes.claims, self.probes.strategy
-        return _Scored(
-            features,
-            claim,
-            None if claims is None else claims.risk(features, claim.kind, self.prompt, self.finder.level),
-            None if strategy is None else strategy.state(strategy.probabilities(features.heads)),
-        )
+    def _alone(self, word: _Word) -> NDArray[np.float32]:
+        """What stands for a word's reading row while there is none: the row that predicted it."""
+        if word.step.heads is None:
+            raise ValueError(f"expected the statistics of step {word.step.index}, which had them when it came")
+        return self._reader.row(word.step.heads, word.step.position + 1, self.prompt)
 
-    def _signal(self, index: int, *, is_final: bool) -> TokenSignal:
-        last = self._tokens[-1] if self._tokens and not self._steps[-1].is_special else None
-        return TokenSignal(
-            index, self._confidence(), last.risk if last is not None else None, last.strategy if last is not None else None, is_final
-        )
+    def _score(self, word: _Word, reading: NDArray[np.float32], logits: list[float]) -> _Scored:
+        values = self._reader.token(word.row, reading, self._fixed)
+        probes = self._reader.probes
+        risk, strategy = None, None
+        if word.claim is not None:
+            if self.probes.claims is not None:
+                risk = self._risk(values[probes["internal"].heads], word, logits)
+            if self.probes.strategy is not None:
+                states = probes["strategy"].logits(values[probes["strategy"].heads])
+                strategy = self.probes.strategy.state(self.probes.strategy.calibrated(states))
+        kind, known = (word.claim.kind, risk.risk) if word.claim is not None and risk is not None else (None, None)
+        tally = self._tally.plus(values[probes["confidence"].heads], kind, known)
+        logit = probes["confidence"].logits(np.concatenate((tally.means, tally.tail(logits, self._budget))))[0]
+        confidence = self.probes.confidence_calibration.of(float(logit), is_reduced=self._is_reduced)
+        return _Scored(tally, risk, strategy, confidence if self._in_domain is None else confidence * self._in_domain)
 
-    def _confidence(self) -> float | None:
-        if not self._tokens:
+    def _risk(self, heads: NDArray[np.float32], word: _Word, logits: list[float]) -> HallucinationRisk | None:
+        claims, claim = self.probes.claims, word.claim
+        if claims is None or claim is None:
             return None
-        claims = [t for t in self._tokens if t.claim is not None and t.risk is not None]
-        features = answer_features(
-            [t.features for t in self._tokens],
-            [t.risk.risk for t in claims if t.risk is not None],
-            [t.claim.kind for t in claims if t.claim is not None],
-            self.prompt,
-        )
-        logit = float(self.probes.confidence.logits(features)[0])
-        confidence = float(self.probes.confidence_calibration(logit, self._is_reduced))
-        return confidence if self._in_domain is None else confidence * self._in_domain
+        kind = _KINDS[claim.kind]
+        features = np.concatenate((heads, np.array(logits, dtype=np.float32), kind))
+        internal = float(self._reader.probes["internal"].logits(features)[0])
+        prior = float(claims.prior.logits(np.array([*word.place, *kind.tolist(), *self._budget], dtype=np.float32))[0])
+        return claims.combined(internal, prior, is_reduced=self._is_reduced, level=self.finder.level)
 
     def _any_false(self, risks: list[float]) -> float | None:
         if not risks or self.probes.claims is None:

@@ -29,7 +29,11 @@ class StrategyProbe:
 
     def probabilities(self, heads: NDArray[np.floating]) -> NDArray[np.float64]:
         """Calibrated probabilities `[..., states]` from head features `[..., features]`."""
-        logits = self.probe.logits(heads) / self.temperature
+        return self.calibrated(self.probe.logits(heads))
+
+    def calibrated(self, logits: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Calibrated probabilities `[..., states]` from the probe's logits."""
+        logits = logits / self.temperature
         weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
         return np.asarray(weights / weights.sum(axis=-1, keepdims=True))
 

@@ -8,169 +8,190 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from introspect.loading import LoadedModel
 from introspect.types import HeadRow, PromptInfo, StepTrace
 from introspect_kernels import Segment
+from introspect_probes.features import largest_party
 from introspect_probes.scoring import StepSignals
 from introspect_probes.signals import AnswerSignal, TokenSignal
 
 _FLOOR = 1e-6
 
 
-def words_of(steps: Sequence[StepTrace]) -> list[StepTrace]:
-    """An answer's steps as the scores take them: of a control token only its row is kept, which read the word before it."""
-    return [replace(s, logits=None) if s.is_special else s for s in steps]
+class Words:
+    """An answer as the scores take it: its words' steps, and their statistics stacked, each when it is first asked for.
+
+    Args:
+        steps: the answer's steps; of a control token only its row is kept, which read the word before it.
+    """
+
+    def __init__(self, steps: Sequence[StepTrace]) -> None:
+        steps = [replace(s, logits=None) if s.is_special else s for s in steps]
+        self.prompt = steps[0].prompt
+        self.logits = [s.logits for s in steps if s.logits is not None]
+        predicting = [s for s in steps if s.heads is not None and s.logits is not None]
+        self.token_ids = np.array([s.token_id for s in predicting])
+        self._producing = [s.heads for s in predicting if s.heads is not None]
+        self._reading = [after.heads for before, after in pairwise(steps) if before.logits is not None and after.heads is not None]
+        self._stacks: dict[tuple[bool, str], NDArray[Any]] = {}
+
+    @property
+    def readings(self) -> int:
+        """How many words have the row that read them."""
+        return len(self._reading)
+
+    @cached_property
+    def logprobs(self) -> NDArray[np.float64]:
+        """Of the words, nats."""
+        return np.array([logits.logprob for logits in self.logits])
+
+    @cached_property
+    def entropies(self) -> NDArray[np.float64]:
+        """Of the distributions they were chosen from, nats."""
+        return np.array([logits.entropy for logits in self.logits])
+
+    def producing(self, name: str) -> NDArray[Any]:
+        """A statistic of the rows that predicted the words, `[words, layers, heads, ...]`."""
+        return self._stack(name, self._producing, of_reading=False)
+
+    def reading(self, name: str) -> NDArray[Any]:
+        """A statistic of the rows that read them."""
+        return self._stack(name, self._reading, of_reading=True)
+
+    def retained(self) -> NDArray[np.int64]:
+        """Entries that each query head could attend to, by segment, `[words, layers, heads, 6]`."""
+        kept, heads = self.producing("retained"), self.producing("mass").shape[2]
+        return np.repeat(kept, heads // kept.shape[2], axis=2).astype(np.int64)
+
+    def _stack(self, name: str, rows: list[HeadRow], *, of_reading: bool) -> NDArray[Any]:
+        if (of_reading, name) not in self._stacks:
+            self._stacks[of_reading, name] = np.stack([getattr(row, name) for row in rows])
+        return self._stacks[of_reading, name]
 
 
-def mean_logprob(steps: Sequence[StepTrace]) -> float:
+def mean_logprob(words: Words) -> float:
     """Mean log-probability of the tokens, nats; higher is surer."""
-    return float(np.mean([s.logits.logprob for s in steps if s.logits is not None]))
+    return float(words.logprobs.mean())
 
 
-def min_probability(steps: Sequence[StepTrace]) -> float:
+def min_probability(words: Words) -> float:
     """Probability of the least probable token; higher is surer."""
-    return float(np.exp(min(s.logits.logprob for s in steps if s.logits is not None)))
+    return float(np.exp(words.logprobs.min()))
 
 
-def mean_entropy(steps: Sequence[StepTrace]) -> float:
+def mean_entropy(words: Words) -> float:
     """Mean entropy of the tokens' distributions, nats; lower is surer."""
-    return float(np.mean([s.logits.entropy for s in steps if s.logits is not None]))
+    return float(words.entropies.mean())
 
 
-def _producing(steps: Sequence[StepTrace]) -> list[HeadRow]:
-    return [s.heads for s in steps if s.heads is not None and s.logits is not None]
-
-
-def _reading(steps: Sequence[StepTrace]) -> list[HeadRow]:
-    return [after.heads for before, after in pairwise(steps) if before.logits is not None and after.heads is not None]
-
-
-def visual_attention_score(steps: Sequence[StepTrace]) -> float:
+def visual_attention_score(words: Words) -> float:
     """VAS (arXiv 2603.03825): image mass over the mass on template and system tokens, mean over heads and tokens."""
-    ratios = [r.mass[:, :, Segment.IMAGE].mean() / max(float(r.mass[:, :, Segment.TEMPLATE].mean()), _FLOOR) for r in _producing(steps)]
-    return float(np.mean(ratios))
+    mass = words.producing("mass")
+    image, template = (mass[..., segment].mean((1, 2)) for segment in (Segment.IMAGE, Segment.TEMPLATE))
+    return float((image / np.maximum(template, _FLOOR)).mean())
 
 
-def svar(steps: Sequence[StepTrace]) -> float:
+def svar(words: Words) -> float:
     """SVAR (arXiv 2411.16724): image mass in the middle layers (from 5/32 to 18/32 of the depth), mean over heads, sum over layers."""
-    rows = _producing(steps)
-    depth = rows[0].mass.shape[0]
+    mass = words.producing("mass")
+    depth = mass.shape[1]
     first, last = round(depth * 5 / 32), max(round(depth * 18 / 32), round(depth * 5 / 32) + 1)
-    return float(np.mean([r.mass[first:last, :, Segment.IMAGE].mean(1).sum() for r in rows]))
+    return float(mass[:, first:last, :, Segment.IMAGE].mean(2).sum(1).mean())
 
 
-def lookback_ratio(steps: Sequence[StepTrace]) -> float:
+def lookback_ratio(words: Words) -> float:
     """Lookback ratio (arXiv 2407.07071): mean attention on the prompt over that plus mean attention on generated tokens."""
-    ratios = []
-    for row in _producing(steps):
-        group = row.mass.shape[1] // row.retained.shape[1]
-        counts = np.repeat(row.retained, group, axis=1).astype(np.float64)
-        prompt = row.mass[:, :, : Segment.GENERATED].sum(-1) / np.maximum(counts[:, :, : Segment.GENERATED].sum(-1), 1)
-        new = row.mass[:, :, Segment.GENERATED] / np.maximum(counts[:, :, Segment.GENERATED], 1)
-        ratios.append(float((prompt / np.maximum(prompt + new, _FLOOR)).mean()))
-    return float(np.mean(ratios))
+    mass, counts = words.producing("mass"), words.retained()
+    prompt = mass[..., : Segment.GENERATED].sum(-1) / np.maximum(counts[..., : Segment.GENERATED].sum(-1), 1)
+    new = mass[..., Segment.GENERATED] / np.maximum(counts[..., Segment.GENERATED], 1)
+    return float((prompt / np.maximum(prompt + new, _FLOOR)).mean())
 
 
-def prelim_attention_score(steps: Sequence[StepTrace]) -> float:
+def prelim_attention_score(words: Words) -> float:
     """PAS (arXiv 2511.11502): mass on generated tokens in the first layer, mean over heads and tokens."""
-    return float(np.mean([r.mass[0, :, Segment.GENERATED].mean() for r in _producing(steps)]))
+    return float(words.producing("mass")[:, 0, :, Segment.GENERATED].mean())
 
 
-def attention_score(steps: Sequence[StepTrace]) -> float:
+def attention_score(words: Words) -> float:
     """AttentionScore of LLM-Check (NeurIPS 2024): mean log of a token's attention to itself, summed over heads of the middle layer."""
-    rows = _reading(steps)
-    if not rows:
+    if not words.readings:
         return float("nan")
-    middle = rows[0].self_mass.shape[0] // 2
-    return float(np.mean([np.log(np.maximum(r.self_mass[middle], _FLOOR)).sum() for r in rows]))
+    own = words.reading("self_mass")
+    return float(np.log(np.maximum(own[:, own.shape[1] // 2], _FLOOR)).sum(1).mean())
 
 
-def rauq(steps: Sequence[StepTrace], alpha: float = 0.2) -> float:
+def rauq(words: Words, alpha: float = 0.2) -> float:
     """RAUQ (arXiv 2505.20045): recurrent uncertainty over the middle third of layers, each with its most backward-looking head."""
-    tokens = [s for s in steps if s.logits is not None]
-    rows = _reading(steps)
-    if len(rows) < 2:
-        return float(-np.mean([s.logits.logprob for s in tokens if s.logits is not None]))
-    depth = rows[0].previous_mass.shape[0]
-    layers = range(depth // 3, -(-2 * depth // 3))
-    previous = np.nan_to_num(np.stack([r.previous_mass for r in rows]))
-    worst = -np.inf
-    for layer in layers:
-        head = int(previous[1:, layer].mean(0).argmax())
-        confidence = [float(np.exp(tokens[0].logits.logprob))] if tokens[0].logits is not None else [1.0]
-        for t in range(1, len(rows)):
-            logits = tokens[t].logits
-            p = float(np.exp(logits.logprob)) if logits is not None else 1.0
-            confidence.append(alpha * p + (1 - alpha) * float(previous[t, layer, head]) * confidence[-1])
-        worst = max(worst, 1 - float(np.mean(np.log(np.maximum(confidence, _FLOOR)))))
-    return worst
+    if words.readings < 2:
+        return float(-words.logprobs.mean())
+    previous = np.nan_to_num(words.reading("previous_mass")).astype(np.float64)
+    depth, probabilities = previous.shape[1], np.exp(words.logprobs)
+    layers = np.arange(depth // 3, -(-2 * depth // 3))
+    looking = previous[:, layers, previous[1:, layers].mean(0).argmax(-1)]
+    confidence = np.full((len(previous), len(layers)), probabilities[0])
+    for t in range(1, len(previous)):
+        confidence[t] = alpha * probabilities[t] + (1 - alpha) * looking[t] * confidence[t - 1]
+    return float((1 - np.log(np.maximum(confidence, _FLOOR)).mean(0)).max())
 
 
-def perplexity(steps: Sequence[StepTrace]) -> float:
+def perplexity(words: Words) -> float:
     """Perplexity of the answer, exp(-mean log-probability); lower is surer."""
-    return float(np.exp(-mean_logprob(steps)))
+    return float(np.exp(-mean_logprob(words)))
 
 
-def max_entropy(steps: Sequence[StepTrace]) -> float:
+def max_entropy(words: Words) -> float:
     """Largest entropy of a token's distribution, nats; lower is surer (half of CES, arXiv 2605.28264, which is fitted)."""
-    return float(max(s.logits.entropy for s in steps if s.logits is not None))
+    return float(words.entropies.max())
 
 
-def attention_entropy(steps: Sequence[StepTrace]) -> float:
+def attention_entropy(words: Words) -> float:
     """Entropy of attention over the retained entries as a share of its largest value, mean over heads and tokens; lower is sharper."""
-    values = []
-    for row in _producing(steps):
-        group = row.entropy.shape[1] // row.retained.shape[1]
-        count = np.repeat(row.retained.sum(-1), group, axis=1)
-        values.append(np.mean(row.entropy[count > 1] / np.log(count[count > 1])))
-    return float(np.mean(values))
+    entropy, count = words.producing("entropy"), words.retained().sum(-1)
+    several = count > 1
+    shares = np.where(several, entropy / np.log(np.maximum(count, 2)), 0.0)
+    return float((shares.sum((1, 2)) / several.sum((1, 2))).mean())
 
 
-def head_consensus(steps: Sequence[StepTrace]) -> float:
+def head_consensus(words: Words) -> float:
     """Share of a layer's heads that look most at the same entry, mean over layers and tokens."""
-    shares = []
-    for row in _producing(steps):
-        same = row.argmax_position[:, :, None] == row.argmax_position[:, None, :]
-        shares.append(same.sum(2).max(1).mean() / row.argmax_position.shape[1])
-    return float(np.mean(shares))
+    looked_at = words.producing("argmax_position")
+    return float(largest_party(looked_at).mean() / looked_at.shape[-1])
 
 
-def image_output_share(steps: Sequence[StepTrace]) -> float:
+def image_output_share(words: Words) -> float:
     """How much of a head's output comes from the picture, mean over heads and tokens; VHD's question (arXiv 2412.13949) in one pass.
 
     NaN without a retained image entry.
     """
-    values = [r.image_output_share for r in _producing(steps)]
-    return float(np.nanmean(values)) if any(np.isfinite(v).any() for v in values) else float("nan")
+    values = words.producing("image_output_share")
+    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
 
 
-def retrieval_share(steps: Sequence[StepTrace]) -> float:
+def retrieval_share(words: Words) -> float:
     """Share of heads whose largest attention is on a prompt token that is the emitted one (retrieval heads, arXiv 2404.15574)."""
-    shares = []
-    for step in steps:
-        if step.heads is None or step.logits is None:
-            continue
-        ids, places = step.prompt.token_ids, step.heads.argmax_position
-        inside = (places >= 0) & (places < len(ids))
-        shares.append(float((inside & (ids[np.clip(places, 0, len(ids) - 1)] == step.token_id)).mean()))
-    return float(np.mean(shares))
+    ids, places = words.prompt.token_ids, words.producing("argmax_position")
+    inside = (places >= 0) & (places < len(ids))
+    return float((inside & (ids[np.clip(places, 0, len(ids) - 1)] == words.token_ids[:, None, None])).mean())
 
 
-def waad(steps: Sequence[StepTrace], share: float = 0.3) -> float:
+def waad(words: Words, share: float = 0.3) -> float:
     """WAAD (arXiv 2510.13554): attention distance (tokens, cut at 10) of the local heads, the `share` that look nearest."""
-    rows = _producing(steps)
-    far = np.mean([r.mean_distance for r in rows], axis=0).ravel()
+    far = words.producing("mean_distance").mean(0).ravel()
     local = np.argsort(far, kind="stable")[: max(1, round(share * far.size))]
-    return float(np.mean([r.windowed_distance.ravel()[local].mean() for r in rows]))
+    near = words.producing("windowed_distance")
+    return float(near.reshape(len(near), -1)[:, local].mean())
 
 
-def window_retention(steps: Sequence[StepTrace]) -> float:
+def window_retention(words: Words) -> float:
     """Share of the prompt window's attention that the budget kept, mean over KV heads and segments; 1 for a whole cache."""
-    retention = steps[0].prompt.retention
+    retention = words.prompt.retention
     return float(np.nanmean(retention)) if np.isfinite(retention).any() else float("nan")
 
 
@@ -182,17 +203,17 @@ class Estimator:
         title: as it is called in reports.
         source: the paper, or what it is.
         sign: 1 where a higher value speaks for a right answer, -1 where a lower one does.
-        compute: takes `words_of` the steps of one answer; NaN where the answer does not allow it.
+        compute: takes one answer; NaN where the answer does not allow it.
     """
 
     title: str
     source: str
     sign: int
-    compute: Callable[[Sequence[StepTrace]], float]
+    compute: Callable[[Words], float]
 
-    def __call__(self, steps: Sequence[StepTrace]) -> float:
-        """The score of an answer's steps."""
-        return self.compute(steps)
+    def __call__(self, words: Words) -> float:
+        """The score of an answer."""
+        return self.compute(words)
 
 
 SCORES: dict[str, Estimator] = {
@@ -226,6 +247,10 @@ class TrainingFreeScores:
     note: str | None = None
     _steps: list[StepTrace] = field(default_factory=list)
 
+    def add(self, step: StepTrace) -> None:
+        """Take a step without a word on it."""
+        self._steps.append(step)
+
     def step(self, step: StepTrace) -> StepSignals:
         """See `Session`."""
         index = len(self._steps)
@@ -236,9 +261,9 @@ class TrainingFreeScores:
 
     def finish(self) -> AnswerSignal:
         """See `Session`."""
-        words = words_of(self._steps)
-        has_words = any(s.logits is not None for s in words)
-        values = {name: score(words) for name, score in SCORES.items()} if has_words else {}
+        has_words = any(s.logits is not None and not s.is_special for s in self._steps)
+        words = Words(self._steps) if has_words else None
+        values = {name: score(words) for name, score in SCORES.items()} if words is not None else {}
         return AnswerSignal(
             confidence=None,
             hallucination_risk=None,
@@ -260,7 +285,7 @@ class TrainingFree:
     reason: str | None = None
     name: str | None = None
 
-    def session(self, prompt: PromptInfo) -> TrainingFreeScores:
+    def session(self, prompt: PromptInfo, *, provisional: bool = True) -> TrainingFreeScores:  # noqa: ARG002 - nothing to work out
         """Begin to score the answer to `prompt`."""
         reason = self.reason or f"no probe set fits {self.model.name}"
         return TrainingFreeScores(prompt, note=f"{reason}: scores are training-free and not calibrated")

@@ -24,7 +24,7 @@ class Generates(Protocol):
 class Scores(Protocol):
     """The part of `introspect_probes.scoring.Scorer` that is used here."""
 
-    def session(self, prompt: PromptInfo) -> Session:
+    def session(self, prompt: PromptInfo, *, provisional: bool = True) -> Session:
         """Begin to score the answer to `prompt`."""
         ...
 
@@ -91,7 +91,7 @@ def generate_answer(engine: Generates, scorer: Scores, request: Request) -> Gene
     with closing(cast("Generator[StepTrace, None, None]", engine.generate([request]))) as steps:
         for step in steps:
             if session is None:
-                session = scorer.session(step.prompt)
+                session = scorer.session(step.prompt, provisional=False)
                 yield Begun(step.prompt)
             said = session.step(step)
             if held is not None:

@@ -12,6 +12,7 @@ from introspect_kernels import Segment
 from introspect_probes.traces import Trace
 from introspect_probes.training_free import (
     SCORES,
+    Words,
     attention_entropy,
     attention_score,
     head_consensus,
@@ -64,40 +65,40 @@ def steps(traces: list[Trace]) -> list[StepTrace]:
 def test_scores_follow_their_formulas(steps: list[StepTrace]) -> None:
     assert steps[0].heads is not None
     layers, heads = steps[0].heads.lse.shape
-    assert mean_logprob(steps) == pytest.approx(-0.5)
-    assert visual_attention_score(steps) == pytest.approx(3.0, rel=1e-5)
-    assert lookback_ratio(steps) == pytest.approx(0.1 / (0.1 + 0.2), rel=1e-5)
-    assert prelim_attention_score(steps) == pytest.approx(0.2, rel=1e-5)
-    assert attention_score(steps) == pytest.approx(-2.0 * heads, rel=1e-5)
+    assert mean_logprob(Words(steps)) == pytest.approx(-0.5)
+    assert visual_attention_score(Words(steps)) == pytest.approx(3.0, rel=1e-5)
+    assert lookback_ratio(Words(steps)) == pytest.approx(0.1 / (0.1 + 0.2), rel=1e-5)
+    assert prelim_attention_score(Words(steps)) == pytest.approx(0.2, rel=1e-5)
+    assert attention_score(Words(steps)) == pytest.approx(-2.0 * heads, rel=1e-5)
     confidence = [1.0]
     for logprob in (-0.5, -1.0):
         confidence.append(0.2 * np.exp(logprob) + 0.8 * 0.5 * confidence[-1])
-    assert rauq(steps) == pytest.approx(1 - np.mean(np.log(confidence)), rel=1e-5)
+    assert rauq(Words(steps)) == pytest.approx(1 - np.mean(np.log(confidence)), rel=1e-5)
     assert layers > 2
 
 
 def test_further_scores_follow_their_formulas(steps: list[StepTrace]) -> None:
     assert steps[0].heads is not None
     layers, heads = steps[0].heads.lse.shape
-    assert perplexity(steps) == pytest.approx(np.exp(0.5))
-    assert max_entropy(steps) == pytest.approx(max(s.logits.entropy for s in steps if s.logits is not None))
-    assert attention_entropy(steps) == pytest.approx(np.log(3) / np.log(9), rel=1e-5)  # nine entries are retained
+    assert perplexity(Words(steps)) == pytest.approx(np.exp(0.5))
+    assert max_entropy(Words(steps)) == pytest.approx(max(s.logits.entropy for s in steps if s.logits is not None))
+    assert attention_entropy(Words(steps)) == pytest.approx(np.log(3) / np.log(9), rel=1e-5)  # nine entries are retained
     # at t = 2 the two heads look at 3, like all others; before that they are a minority
-    assert head_consensus(steps) == pytest.approx((2 * (heads - 2) / heads + 1) / 3, rel=1e-5)
-    assert image_output_share(steps) == pytest.approx(0.35, rel=1e-5)
-    assert retrieval_share(steps) == pytest.approx((2 / heads) / 3, rel=1e-5)  # only at t = 0 do they look at position 1
+    assert head_consensus(Words(steps)) == pytest.approx((2 * (heads - 2) / heads + 1) / 3, rel=1e-5)
+    assert image_output_share(Words(steps)) == pytest.approx(0.35, rel=1e-5)
+    assert retrieval_share(Words(steps)) == pytest.approx((2 / heads) / 3, rel=1e-5)  # only at t = 0 do they look at position 1
     # three tenths of the heads look nearest; the first layer's come first, any more are far
     local = round(0.3 * layers * heads)
     near = min(local, heads)
-    assert waad(steps) == pytest.approx((1.5 * near + 10 * (local - near)) / local, rel=1e-5)
-    assert window_retention(steps) == pytest.approx(0.75, rel=1e-5)
+    assert waad(Words(steps)) == pytest.approx((1.5 * near + 10 * (local - near)) / local, rel=1e-5)
+    assert window_retention(Words(steps)) == pytest.approx(0.75, rel=1e-5)
 
 
 def test_what_an_answer_does_not_allow_is_not_a_number(steps: list[StepTrace]) -> None:
     blind = [replace(s, heads=replace(s.heads, image_output_share=np.full_like(s.heads.lse, np.nan))) for s in steps if s.heads is not None]
-    assert np.isnan(image_output_share(blind))
+    assert np.isnan(image_output_share(Words(blind)))
     prompt = replace(steps[0].prompt, retention=np.full((2, 2, 1), np.nan, dtype=np.float32))
-    assert np.isnan(window_retention([replace(s, prompt=prompt) for s in steps]))
+    assert np.isnan(window_retention(Words([replace(s, prompt=prompt) for s in steps])))
 
 
 def test_every_score_has_a_source_and_a_direction() -> None:

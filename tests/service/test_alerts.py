@@ -90,7 +90,7 @@ class Doubting:
 
     name = "doubting-1"
 
-    def session(self, _prompt):
+    def session(self, _prompt, *, provisional):  # noqa: ARG002
         return self
 
     def step(self, step):

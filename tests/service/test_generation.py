@@ -52,8 +52,9 @@ class Counting:
     def __init__(self, answer=ANSWER):
         self.answer = answer
 
-    def session(self, prompt):
+    def session(self, prompt, *, provisional):
         assert prompt is PROMPT
+        assert not provisional
         return self
 
     def step(self, given):

@@ -43,8 +43,8 @@ class _TimedScorer:
     def __init__(self, backend: Backend, seconds: list[float]) -> None:
         self._backend, self._seconds = backend, seconds
 
-    def session(self, prompt: PromptInfo) -> Session:
-        return _TimedSession(self._backend.scorer.session(prompt), self._seconds)
+    def session(self, prompt: PromptInfo, *, provisional: bool = True) -> Session:
+        return _TimedSession(self._backend.scorer.session(prompt, provisional=provisional), self._seconds)
 
 
 async def added_per_token(backend: Backend, url: str, answers: int) -> dict[str, Any]:

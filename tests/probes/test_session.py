@@ -1,0 +1,145 @@
+"""A session reads only what has a weight and keeps sums; word by word it must say what the whole feature vectors say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from introspect.types import LogitStats, PromptInfo, StepTrace
+from introspect_probes.features import LOGITS, PLACE, Shape, logit_features, place_features, token_features
+from introspect_probes.grammar import WORDS_GRAMMAR, WORLD_GRAMMAR, claim_finder
+from introspect_probes.probe_set import ProbeSet, answer_features
+from introspect_probes.running_logits import RunningLogits
+from introspect_probes.scoring_benchmark import random_probes, random_prompt, random_row
+from introspect_probes.signals import TokenSignal
+from introspect_probes.traces import Trace
+from introspect_probes.worlds.world import get_world
+
+
+def made_answer(shape: Shape, rng: np.random.Generator, *, reduced: bool) -> list[StepTrace]:
+    """Random statistics, some of them absent, for an answer that repeats a word and ends with an end token."""
+    prompt = replace(random_prompt(shape, rng), question="describe everything")
+    prompt.retention[0, 0] = np.nan
+    if reduced:
+        prompt = replace(prompt, budget=replace(prompt.budget, effective=100.0))
+    texts = ["row", " 1", " column", " 2", " red", " 4", ",", " row", " 2", " column", " 1", " blue", " 4", ""]
+    steps = []
+    for index, text in enumerate([*texts, ""]):
+        row = random_row(shape, rng)
+        row.lse[0, -1] = -np.inf
+        row.image_max[-1, 0] = np.nan
+        top = tuple(sorted(rng.uniform(-40, 0, 3 if index % 2 else 6), reverse=True))
+        logits = LogitStats(top[0], float(rng.uniform(0, 40)), float(rng.uniform(0, 5)), tuple(range(len(top))), top)
+        is_end = index == len(texts)
+        steps.append(
+            StepTrace(
+                prompt, index, 599 + index, -1 if is_end else len(text), text, text == "" and not is_end,
+                None if is_end else logits, row if not is_end else None, "stop" if is_end else None,
+            )
+        )  # fmt: skip
+    return steps
+
+
+def expected(probes: ProbeSet, steps: Sequence[StepTrace], prompt: PromptInfo) -> list[TokenSignal]:
+    """Final signals of every word from whole feature vectors."""
+    finder = claim_finder(probes.manifest["grammar"], prompt.question)
+    seen, risks, kinds, said, text = [], [], [], [], ""
+    in_domain = probes.in_domain(prompt)
+    for index, step in enumerate(steps):
+        start, text = len(text), text + step.text
+        if step.logits is None or step.is_special:
+            continue
+        features = token_features(steps, index, steps[index + 1])
+        assert features is not None
+        seen.append(features)
+        claim = next((c for c in finder.find(text) if start <= c.start < len(text)), None)
+        risk = probes.claims.risk(features, claim.kind, prompt, finder.level) if claim is not None and probes.claims is not None else None
+        if claim is not None and risk is not None:
+            risks.append(risk.risk)
+            kinds.append(claim.kind)
+        strategy = None
+        if claim is not None and probes.strategy is not None:
+            strategy = probes.strategy.state(probes.strategy.probabilities(features.heads))
+        logit = probes.confidence.logits(answer_features(seen, risks, kinds, prompt))[0]
+        confidence = float(probes.confidence_calibration(logit, prompt.budget.effective < prompt.budget.prompt_tokens))
+        said.append(TokenSignal(index, confidence * (1.0 if in_domain is None else in_domain), risk, strategy, is_final=True))
+    return said
+
+
+def assert_same(ours: TokenSignal, theirs: TokenSignal) -> None:
+    """Equal but for rounding."""
+    assert (ours.index, ours.is_final) == (theirs.index, theirs.is_final)
+    assert ours.confidence == pytest.approx(theirs.confidence, abs=1e-5)
+    assert (ours.hallucination is None, ours.strategy is None) == (theirs.hallucination is None, theirs.strategy is None)
+    if ours.hallucination is not None and theirs.hallucination is not None:
+        for name in ("risk", "internal", "prior"):
+            assert getattr(ours.hallucination, name) == pytest.approx(getattr(theirs.hallucination, name), abs=1e-5)
+        assert ours.hallucination.kind == theirs.hallucination.kind
+    if ours.strategy is not None and theirs.strategy is not None:
+        assert ours.strategy.probabilities == pytest.approx(theirs.strategy.probabilities, abs=1e-5)
+        assert (ours.strategy.label, ours.strategy.set) == (theirs.strategy.label, theirs.strategy.set)
+
+
+@pytest.mark.parametrize("shape", [Shape(3, 6, 2), Shape(2, 5, 5), Shape(4, 3, 1)])
+@pytest.mark.parametrize("grammar", [WORLD_GRAMMAR, WORDS_GRAMMAR])
+@pytest.mark.parametrize("absent", [(), ("claims",), ("strategy",)])
+def test_every_word_has_the_signals_of_the_whole_feature_vector(shape: Shape, grammar: str, absent: tuple[str, ...]) -> None:
+    rng = np.random.default_rng(3)
+    probes = random_probes(shape, 60, rng)
+    probes = replace(probes, manifest={**probes.manifest, "grammar": grammar, "budgets": {"policies": ["full"], "min_ratio": 0.1}})
+    probes = replace(probes, **dict.fromkeys(absent))
+    steps = made_answer(shape, rng, reduced=shape.heads == 6)
+    session = probes.session(steps[0].prompt, provisional=False)
+    found = [said for step in steps if (said := session.step(step).revised) is not None]
+    wanted = expected(probes, steps, steps[0].prompt)
+    assert len(found) == len(wanted) == 13
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert_same(ours, theirs)
+    assert session.finish().confidence == found[-1].confidence
+
+
+def test_so_it_is_with_the_embedded_probes_and_real_answers(probes: ProbeSet, traces: list[Trace]) -> None:
+    for trace in traces[:12]:
+        session = probes.session(trace.prompt, provisional=False)
+        found = [said for step in trace.steps if (said := session.step(step).revised) is not None]
+        wanted = expected(probes, trace.steps, trace.prompt)
+        for ours, theirs in zip(found, wanted, strict=True):
+            assert_same(ours, theirs)
+
+
+def test_provisional_signals_change_no_final_one(probes: ProbeSet, traces: list[Trace]) -> None:
+    trace = max(traces, key=lambda t: len(t.claims))
+    twice, once = probes.session(trace.prompt), probes.session(trace.prompt, provisional=False)
+    for step in trace.steps:
+        early, late = twice.step(step), once.step(step)
+        assert early.revised == late.revised
+        assert late.current is None or step.is_special
+    assert twice.finish() == once.finish()
+
+
+def test_logits_and_places_follow_the_answer(traces: list[Trace]) -> None:
+    steps = [s for s in max(traces, key=lambda t: len(t.steps)).steps if s.logits is not None]
+    running = RunningLogits()
+    for index, step in enumerate(steps):
+        logits, place = running.add(step)
+        so_far = [s.logits for s in steps[: index + 1] if s.logits is not None]
+        assert logits == pytest.approx(logit_features(so_far, None).tolist(), rel=1e-6)
+        assert len(logits) == len(LOGITS)
+        assert place == pytest.approx(place_features([s.token_id for s in steps[: index + 1]]).tolist(), rel=1e-6)
+        assert len(place) == len(PLACE)
+
+
+@pytest.mark.parametrize("grammar", [WORLD_GRAMMAR, WORDS_GRAMMAR])
+def test_claims_behind_a_place_are_found_without_reading_all_before_it(grammar: str) -> None:
+    for case in get_world("digits").cases(60, seed=1, pool="test"):
+        finder = claim_finder(grammar, case.question)
+        text = case.answers[0]
+        whole = finder.find(text)
+        for start in range(len(text)):
+            found, wanted = finder.first_from(text, start), next((c for c in whole if c.start >= start), None)
+            assert (found is None) == (wanted is None)
+            if found is not None and wanted is not None:
+                assert (found.start, found.end, found.kind, found.text) == (wanted.start, wanted.end, wanted.kind, wanted.text)
