@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from introspect.policies import available_policies
-from introspect_service import chat, introspection, live, page
+from introspect_service import chat, introspection, live, page, probe_routes
 from introspect_service.admission import ApiKeys, RateLimit
 from introspect_service.backend import Backend, load_backend
 from introspect_service.bus import OffBus, RedisBus, SignalBus
@@ -24,6 +24,7 @@ from introspect_service.errors import ErrorBody
 from introspect_service.labels import LabelStore
 from introspect_service.limits import BodyLimit, RequestId, Scope
 from introspect_service.metrics import Metrics
+from introspect_service.probe_sets import ProbeSets
 from introspect_service.records import RecordStore
 from introspect_service.responses import ModelCard, ModelIntrospection, ModelList
 from introspect_service.runner import Runner
@@ -54,23 +55,26 @@ def create_app(settings: Settings | None = None, backend: Backend | None = None)
             bus = make_bus(settings)
             await bus.start()
             stack.push_async_callback(bus.close)
-            runner = Runner(loaded.engine, loaded.scorer, queue_depth=settings.queue_depth, max_batch=settings.max_batch)
+            runner = Runner(loaded.engine, queue_depth=settings.queue_depth, max_batch=settings.max_batch)
             runner.start(asyncio.get_running_loop())
             stack.push_async_callback(asyncio.to_thread, runner.close)
             labels = await asyncio.to_thread(LabelStore, Path(settings.traces), loaded.model) if settings.traces else None
             records, viewers = RecordStore(settings.keep_answers, settings.keep_bytes), Viewers(settings.max_viewers)
-            metrics = Metrics(runner, bus, records, viewers)
-            app.state.service = Service(settings, loaded, runner, bus, records, viewers, metrics, labels)
+            probes = ProbeSets(
+                loaded, Path(settings.probe_folder) if settings.probe_folder else None, allow_mismatch=settings.allow_mismatch
+            )
+            metrics = Metrics(runner, bus, records, viewers, probes)
+            app.state.service = Service(settings, loaded, probes, runner, bus, records, viewers, metrics, labels)
             yield
 
     app = FastAPI(title="Introspect", version=_version(), lifespan=lifespan)
     install_error_handlers(app)
     app.include_router(router)
-    for part in (chat, introspection, live, page):
+    for part in (chat, introspection, live, probe_routes, page):
         app.include_router(part.router)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(RateLimit, per_minute=settings.rate_limit, refused=_count_refusal)
-    app.add_middleware(ApiKeys, keys=settings.keys)
+    app.add_middleware(ApiKeys, keys=settings.opening_keys)
     app.add_middleware(RequestId)  # outermost: what is refused has an id too
     return app
 
@@ -111,7 +115,7 @@ async def readyz(service: ServiceDep) -> JSONResponse:
     body: dict[str, Any] = {
         "status": "ready" if ready else "draining" if draining else "stopped",
         "model": service.backend.model.name,
-        "probe_set": service.backend.scorer.name,
+        "probe_set": service.probes.scorer.name,
         "queue": {"waiting": service.runner.waiting, "depth": service.settings.queue_depth},
         "stream": {
             "mode": service.settings.redis if service.settings.redis in ("embedded", "off") else "external",
@@ -156,6 +160,6 @@ def _card(service: Service) -> ModelCard:
             num_heads=loaded.num_heads,
             num_kv_heads=loaded.num_kv_heads,
             policies=list(available_policies()),
-            probe_set=service.backend.scorer.name,
+            probe_set=service.probes.scorer.name,
         ),
     )

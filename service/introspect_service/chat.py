@@ -60,18 +60,19 @@ async def _begin(chat: ChatRequest, completion_id: str, service: Service, reques
     check_counts(chat, service.settings)
     # Before the pictures are decoded: the client waits for that too.
     heard = [_listeners(service, request_id, choice_id(completion_id, index)) for index in range(chat.choices)]
+    scorer = service.probes.scorer  # for good: what is accepted now keeps it
     try:
         service.runner.check_room(chat.choices)
         async with service.decoders:
             request = await asyncio.to_thread(to_engine_request, chat, completion_id, service.settings)
         requests = choice_requests(request, chat.choices)
         service.runner.check_room(len(requests))  # nothing is awaited from here on: all of them are taken, or none
-        publishers = [_publisher(service, each.id) for each in requests]
+        publishers = [_publisher(service, each.id, scorer.name) for each in requests]
         others = [
             (service.records.listener(each.id, publisher), *listeners)
             for each, publisher, listeners in zip(requests, publishers, heard, strict=True)
         ]
-        return Run(publishers, lambda index, listener: service.runner.submit(requests[index], listener), others)
+        return Run(publishers, lambda index, listener: service.runner.submit(requests[index], listener, scorer), others)
     except QueueFullError as full:
         service.metrics.rejections.labels("queue_full").inc()
         raise ApiError(
@@ -83,7 +84,7 @@ def _listeners(service: Service, request_id: str, choice: str) -> tuple[Listener
     return service.metrics.listener(), answer_log(request_id, choice, service.backend.model.name)
 
 
-def _publisher(service: Service, choice: str) -> AnswerPublisher:
+def _publisher(service: Service, choice: str, probe_set: str | None) -> AnswerPublisher:
     return AnswerPublisher(
         service.bus,
         f"/introspect/{service.settings.replica}",
@@ -91,7 +92,7 @@ def _publisher(service: Service, choice: str) -> AnswerPublisher:
         service.backend.model.name,
         service.backend.feature_schema,
         alert_risk=service.settings.alert_risk,
-        probe_set=service.backend.scorer.name,
+        probe_set=probe_set,
     )
 
 

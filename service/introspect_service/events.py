@@ -39,13 +39,14 @@ class EventData(Sparse):
 
 
 class StartedData(EventData):
-    """The prompt is read and its cache is cut to the budget; the first token comes next."""
+    """The prompt is read and its cache is cut to the budget; the first token comes next. `probe_set` is who will score it, if one does."""
 
     TYPE: ClassVar[str] = "introspect.started.v1"
 
     prompt_tokens: int
     effective_budget: BudgetReport
     feature_schema: str
+    probe_set: str | None = None
 
 
 class StreamedToken(Sparse):

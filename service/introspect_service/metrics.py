@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 
 from introspect_service.bus import SignalBus
 from introspect_service.generation import Begun, Ended, Progress, Token
+from introspect_service.probe_sets import ProbeSets
 from introspect_service.records import RecordStore
 from introspect_service.runner import Failed, Listener, Runner
 from introspect_service.sse import Viewers
@@ -32,9 +33,10 @@ class Metrics:
         bus: counts events.
         records: knows what is remembered.
         viewers: knows how many streams are open.
+        probes: knows who scores.
     """
 
-    def __init__(self, runner: Runner, bus: SignalBus, records: RecordStore, viewers: Viewers) -> None:
+    def __init__(self, runner: Runner, bus: SignalBus, records: RecordStore, viewers: Viewers, probes: ProbeSets) -> None:
         registry = CollectorRegistry()
 
         def histogram(name: str, words: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
@@ -56,7 +58,7 @@ class Metrics:
         self._confidence = histogram("answer_confidence_ratio", "Confidence of answers.", _SHARES)
         self._risk = histogram("answer_hallucination_risk_ratio", "Hallucination risk of answers.", _SHARES)
         self._outside = counter("answers_outside_domain", "Answers to prompts unlike those of the calibration.")
-        registry.register(_Now(runner, bus, records, viewers))
+        registry.register(_Now(runner, bus, records, viewers, probes))
 
     def text(self) -> bytes:
         """All of them, in Prometheus's text format."""
@@ -101,13 +103,17 @@ class Metrics:
 class _Now(Collector):
     """What others count already, read when it is asked for."""
 
-    def __init__(self, runner: Runner, bus: SignalBus, records: RecordStore, viewers: Viewers) -> None:
-        self._runner, self._bus, self._records, self._viewers = runner, bus, records, viewers
+    def __init__(self, runner: Runner, bus: SignalBus, records: RecordStore, viewers: Viewers, probes: ProbeSets) -> None:
+        self._runner, self._bus, self._records, self._viewers, self._probes = runner, bus, records, viewers, probes
 
     def collect(self) -> Iterable[Metric]:
         """The metrics of this moment."""
         counters = self._bus.counters
         yield from self._gauges()
+        scorer = GaugeMetricFamily("introspect_probe_set_info", "1; who scores new answers.", labels=["id", "probe_set"])
+        scorer.add_metric([self._probes.active, self._probes.scorer.name or ""], 1)
+        yield scorer
+        yield CounterMetricFamily("introspect_probe_set_changes", "Probe sets made active.", value=self._probes.changes)
         yield CounterMetricFamily("introspect_events_published", "Events that the stream's server confirmed.", value=counters.published)
         yield CounterMetricFamily("introspect_event_writes_failed", "Batches that could not be written.", value=counters.failed_writes)
         dropped = CounterMetricFamily("introspect_events_dropped", "Events that were given up.", labels=["reason"])

@@ -166,6 +166,7 @@ class AnswerPublisher:
             prompt_tokens=len(prompt.token_ids),
             effective_budget=budget_report(prompt.budget),
             feature_schema=self._schema,
+            probe_set=self._probe_set,
         )
 
     def _completed_data(self, ended: Ended) -> CompletedData:

@@ -39,6 +39,7 @@ class Ticket:
 
     request: Request
     listener: Listener
+    scorer: Scores
     _left: threading.Event = field(default_factory=threading.Event)
 
     def cancel(self) -> None:
@@ -56,13 +57,12 @@ class Runner:
 
     Args:
         engine: makes the steps; asked from several threads.
-        scorer: makes the signals.
         queue_depth: how many requests may wait.
         max_batch: how many run at once.
     """
 
-    def __init__(self, engine: Generates, scorer: Scores, *, queue_depth: int, max_batch: int = 1) -> None:
-        self._engine, self._scorer = engine, scorer
+    def __init__(self, engine: Generates, *, queue_depth: int, max_batch: int = 1) -> None:
+        self._engine = engine
         self._waiting: queue.Queue[Ticket | None] = queue.Queue()
         self._depth, self._count, self._running = queue_depth, 0, 0
         self._lock = threading.Lock()
@@ -102,8 +102,8 @@ class Runner:
         if self._count + wanted > self._depth + places:
             raise QueueFullError(max(1, round(self._mean_seconds * self._count / places)))
 
-    def submit(self, request: Request, listener: Listener) -> Ticket:
-        """Put a request in line; its listener hears `Progress` and, where it is not completed, `Failed`.
+    def submit(self, request: Request, listener: Listener, scorer: Scores) -> Ticket:
+        """Put a request in line, to be scored by `scorer`; its listener hears `Progress` and, where it is not completed, `Failed`.
 
         Raises:
             QueueFullError: too many wait already.
@@ -111,7 +111,7 @@ class Runner:
         with self._lock:
             self.check_room()
             self._count += 1
-        ticket = Ticket(request, listener)
+        ticket = Ticket(request, listener, scorer)
         self._waiting.put(ticket)
         return ticket
 
@@ -149,7 +149,7 @@ class Runner:
 
     def _relay(self, ticket: Ticket) -> None:
         if not self._stopped(ticket):
-            with closing(generate_answer(self._engine, self._scorer, ticket.request)) as answer:
+            with closing(generate_answer(self._engine, ticket.scorer, ticket.request)) as answer:
                 for progress in answer:
                     self._tell(ticket, progress)
                     if isinstance(progress, Ended):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit, urlunsplit
 
@@ -34,6 +35,8 @@ class Settings(BaseSettings):
         device: torch device of the model.
         probes: `embedded` (used where it fits the model), `off`, or the folder of a probe set.
         allow_mismatch: score with a probe set that was not fitted for the model; every output says so.
+        probe_folder: whose subfolders are probe sets that may be loaded while the service runs; none where absent.
+        admin_key: the operator's key, which changing the probe set needs; where absent it cannot be changed.
         policy: who chooses the KV entries to keep; nothing means `full`, or `snapkv` where a budget is given.
         kv_budget: entries per KV head such as `64`, or a share of the prompt such as `25%`.
         heads: a file of visual-head scores, for the policies that need them; by default the one beside the model.
@@ -72,6 +75,8 @@ class Settings(BaseSettings):
     device: str = "cpu"
     probes: Annotated[str, Field(min_length=1)] = "embedded"
     allow_mismatch: bool = False
+    probe_folder: str | None = None
+    admin_key: SecretStr | None = None
     policy: str | None = None
     kv_budget: str | None = None
     heads: str | None = None
@@ -110,6 +115,20 @@ class Settings(BaseSettings):
             raise ValueError('expected "embedded", "off" or an address such as redis://host:6379/0')
         return value
 
+    @field_validator("probe_folder")
+    @classmethod
+    def _folder_is_there(cls, value: str | None) -> str | None:
+        if value is not None and not Path(value).is_dir():
+            raise ValueError(f"expected a folder of probe sets, got {value!r}, which is none")
+        return value
+
+    @field_validator("admin_key")
+    @classmethod
+    def _admin_key_is_long(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and (len(value) < SHORTEST_KEY or not value.get_secret_value().isascii()):
+            raise ValueError(f"expected a key of at least {SHORTEST_KEY} ASCII characters")
+        return value
+
     @field_validator("api_keys")
     @classmethod
     def _keys_are_long(cls, value: SecretStr | None) -> SecretStr | None:
@@ -122,6 +141,8 @@ class Settings(BaseSettings):
         make_budget(self.kv_budget, self.policy)
         if self.default_max_tokens > self.max_tokens:
             raise ValueError(f"default_max_tokens ({self.default_max_tokens}) is above max_tokens ({self.max_tokens})")
+        if self.admin_key is not None and self.admin_key.get_secret_value() in self.keys:
+            raise ValueError("admin_key is one of api_keys too: then every caller were an operator")
         if self.redis == "embedded" and self.redis_port == self.port:
             raise ValueError(f"port and redis_port are both {self.port}: give one of them another")
         return self
@@ -140,6 +161,12 @@ class Settings(BaseSettings):
     def keys(self) -> tuple[str, ...]:
         """The keys of which a caller must have one; none where anybody may ask."""
         return _split(self.api_keys) if self.api_keys is not None else ()
+
+    @property
+    def opening_keys(self) -> tuple[str, ...]:
+        """The keys that are let in: where callers need one, the operator's is good too."""
+        operator = (self.admin_key.get_secret_value(),) if self.admin_key is not None else ()
+        return (*self.keys, *operator) if self.keys else ()
 
     @property
     def redis_url(self) -> str | None:

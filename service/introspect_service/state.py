@@ -14,6 +14,7 @@ from introspect_service.bus import SignalBus
 from introspect_service.errors import ApiError
 from introspect_service.labels import LabelStore
 from introspect_service.metrics import Metrics
+from introspect_service.probe_sets import ProbeSets
 from introspect_service.records import RecordStore
 from introspect_service.runner import Runner
 from introspect_service.settings import Settings
@@ -29,6 +30,7 @@ class Service:
 
     settings: Settings
     backend: Backend
+    probes: ProbeSets
     runner: Runner
     bus: SignalBus
     records: RecordStore

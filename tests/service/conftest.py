@@ -178,12 +178,14 @@ def broker(request, tmp_path):
 
 
 @pytest.fixture(scope="session")
-def settings(model_folder, valkey_server):
+def settings(model_folder, valkey_server, tmp_path_factory):
     """Settings of the service under test: small limits, so that they can be reached."""
+    sets = tmp_path_factory.mktemp("sets")
     return Settings(
         model=str(model_folder), probes="off", redis=valkey_server.connection_url, port=free_port(), replica="test",
         max_body_bytes=400_000, max_image_bytes=100_000, max_pixels=40_000, max_images=2, max_messages=4, max_prompt_chars=500,
         max_tokens=800, default_max_tokens=24, queue_depth=2,
+        probe_folder=str(sets), admin_key="the-operator-s-key-of-the-tests",
     )  # fmt: skip
 
 
