@@ -19,10 +19,11 @@ from introspect_probes.errors import CaseError, FitError, TraceError
 from introspect_probes.evaluation import evaluate
 from introspect_probes.labels import read_labelled, read_labels
 from introspect_probes.matching import MATCHERS, get_matcher
+from introspect_probes.parts import part_of
 from introspect_probes.probe_set import load_probe_set
 from introspect_probes.record import record
 from introspect_probes.traces import TraceWriter, read_manifest, read_traces
-from introspect_probes.train import part_of, train
+from introspect_probes.train import train
 from introspect_probes.worlds.cases import read_cases, write_cases
 from introspect_probes.worlds.world import get_world
 

@@ -16,10 +16,10 @@ from introspect_probes.errors import ProbeMismatchError, ProbesError
 from introspect_probes.grammar import WORDS_GRAMMAR
 from introspect_probes.guarantee import Guarantee
 from introspect_probes.probe_set import ProbeSet, load_probe_set
+from introspect_probes.published import published_confidence, published_risks
 from introspect_probes.record import request_of
 from introspect_probes.signals import STRATEGIES
 from introspect_probes.traces import Trace
-from introspect_probes.train import published_confidence, published_risks
 from introspect_probes.training_free import SCORES, TrainingFree
 from introspect_probes.worlds.outside import outside_cases
 from introspect_probes.worlds.world import get_world
