@@ -17,6 +17,7 @@ import numpy as np
 
 from introspect.engine import Engine
 from introspect.types import Budget, Request, SamplingParams
+from introspect_probes.case_budget import budget_for
 from introspect_probes.signals import StrategyLabel
 from introspect_probes.traces import ClaimLabel, Trace
 from introspect_probes.worlds.cases import Case
@@ -156,7 +157,12 @@ def _request(case: Case, trace: Trace, count: int) -> Request:
     budget = trace.prompt.budget
     limit = Budget() if budget.policy == "full" else Budget(budget.policy, entries=round(budget.nominal))
     return Request.ask(
-        case.id, case.question, case.picture(), context=case.context, sampling=SamplingParams(max_tokens=count), budget=limit
+        case.id,
+        case.question,
+        case.picture(),
+        context=case.context,
+        sampling=SamplingParams(max_tokens=count),
+        budget=budget_for(trace.case_id, limit),
     )
 
 

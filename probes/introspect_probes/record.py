@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
 from introspect.engine import Engine
+from introspect.hidden import HiddenRows, hidden_states
 from introspect.types import Budget, Request, SamplingParams, StepTrace
+from introspect_probes.case_budget import budget_for
 from introspect_probes.interventions import measure_shifts
 from introspect_probes.matching import DEFAULT_MATCHER, Matcher, get_matcher, normalised
 from introspect_probes.traces import FALSE, TRUE, ClaimLabel, Trace, TraceWriter, manifest_of
@@ -35,6 +41,8 @@ def record(
     matcher: str = DEFAULT_MATCHER,
     batch_size: int = BATCH,
     max_tokens: int = MAX_ANSWER_TOKENS,
+    hidden: bool = False,
+    samples: int = 0,
     total: int | None = None,
 ) -> int:
     """Answer every case under every budget and store the labelled traces.
@@ -50,6 +58,8 @@ def record(
         matcher: when an answer counts as right, see `matching`; named in the manifest.
         batch_size: answers decoded together and stored as one part.
         max_tokens: longest answer.
+        hidden: also keep the hidden states of every query, for the baseline L+H; they take more room than all else.
+        samples: also draw this many answers for each and keep the share that agrees, for the baseline self-consistency.
         total: number of cases, for the progress bar.
 
     Returns:
@@ -59,15 +69,19 @@ def record(
         CaseError: there is no such matcher, or it cannot judge a case; a case cannot be read.
         TraceError: the folder holds traces of another model, schema or matcher.
     """
+    from introspect_probes.agreement import with_agreement
+
     matches = get_matcher(matcher)
-    writer = TraceWriter(out, manifest_of(engine.loaded, matcher=matcher))
+    writer = TraceWriter(out, manifest_of(engine.loaded, matcher=matcher, samples=samples))
     done = writer.recorded()
     written = 0
     with tqdm(total=None if total is None else total * len(budgets), desc="recording", unit="answer") as bar:
-        for batch in _batches(((c, b) for c in cases for b in budgets), batch_size):
+        for batch in _batches(((c, budget_for(c.id, b)) for c in cases for b in budgets), batch_size):
             fresh = [(case, budget) for case, budget in batch if trace_id(case, budget) not in done]
             if fresh:
-                traces = answer_cases(engine, fresh, max_tokens, matches)
+                traces = answer_cases(engine, fresh, max_tokens, matches, hidden=hidden)
+                if samples:
+                    traces = with_agreement(engine, fresh, traces, samples, max_tokens)
                 if interventions:
                     traces = measure_shifts(engine, [case for case, _ in fresh], traces)
                 writer.write(traces)
@@ -91,14 +105,27 @@ def request_of(case: Case, budget: Budget, max_tokens: int = MAX_ANSWER_TOKENS, 
 
 
 def answer_cases(
-    engine: Engine, pairs: Sequence[tuple[Case, Budget]], max_tokens: int = MAX_ANSWER_TOKENS, matches: Matcher = normalised
+    engine: Engine,
+    pairs: Sequence[tuple[Case, Budget]],
+    max_tokens: int = MAX_ANSWER_TOKENS,
+    matches: Matcher = normalised,
+    *,
+    hidden: bool = False,
 ) -> list[Trace]:
-    """Answer cases together and judge the answers."""
+    """Answer cases together and judge the answers; with `hidden`, keep the queries' hidden states."""
     requests = [request_of(case, budget, max_tokens) for case, budget in pairs]
     steps: dict[str, list[StepTrace]] = {request.id: [] for request in requests}
-    for step in engine.generate(requests):
-        steps[step.prompt.request_id].append(step)
-    return [trace_of(case, steps[request.id], matches) for (case, _), request in zip(pairs, requests, strict=True)]
+    keeping: AbstractContextManager[HiddenRows] = hidden_states(engine.loaded) if hidden else nullcontext({})
+    with keeping as states:
+        for step in engine.generate(requests):
+            steps[step.prompt.request_id].append(step)
+    traces = [trace_of(case, steps[request.id], matches) for (case, _), request in zip(pairs, requests, strict=True)]
+    return [replace(trace, hidden=_hidden_of(trace, states)) for trace in traces] if hidden else traces
+
+
+def _hidden_of(trace: Trace, states: HiddenRows) -> NDArray[np.float16]:
+    """`[queries, layers, width]`, row by row those of the steps that carry head statistics."""
+    return np.stack([states[trace.id, step.position] for step in trace.steps if step.heads is not None])
 
 
 def trace_of(case: Case, steps: Sequence[StepTrace], matches: Matcher = normalised) -> Trace:

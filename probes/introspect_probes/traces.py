@@ -85,6 +85,8 @@ class Trace:
         claims: its claims with labels.
         picture: the picture as a small PNG, to show beside the answer; `None` where there was none, or it was not kept.
         expected: the usual accepted answer, where it is known.
+        hidden: `float16 [queries, layers, width]`, hidden states of the rows that `steps` carry; `None` where they were not kept.
+        agreement: share of sampled answers that equal this one; `None` where none were drawn.
     """
 
     id: str
@@ -102,6 +104,8 @@ class Trace:
     claims: tuple[ClaimLabel, ...]
     picture: bytes | None = None
     expected: str | None = None
+    hidden: NDArray[np.float16] | None = None
+    agreement: float | None = None
 
     @property
     def condition(self) -> str:
@@ -207,7 +211,7 @@ def read_traces(folder: Path, *, with_heads: bool = True) -> Iterator[Trace]:
         raise TraceError(f"{folder} holds a manifest but no traces")
     for part in parts:
         file = pq.ParquetFile(part)
-        missing = set(columns) - set(file.schema_arrow.names) - {"picture", "expected"}  # which older traces do not have
+        missing = set(columns) - set(file.schema_arrow.names) - _LATER  # which older traces do not have
         if missing:
             raise TraceError(f"{part} is of another schema: without the column {min(missing)}; record it again in a folder of its own")
         for batch in file.iter_batches(batch_size=256, columns=[c for c in columns if c in file.schema_arrow.names]):
@@ -220,9 +224,11 @@ def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
     head_columns = [name for name in batch.schema.names if name.startswith("head_")]
     light = batch.drop_columns(head_columns).to_pylist()
     for index, row in enumerate(light):
-        yield row | {name: batch.column(name)[index].values.to_numpy(zero_copy_only=False) for name in head_columns}
+        cells = {name: batch.column(name)[index] for name in head_columns}
+        yield row | {name: cell.values.to_numpy(zero_copy_only=False) if cell.is_valid else None for name, cell in cells.items()}
 
 
+_LATER = {"picture", "expected", "agreement", "head_hidden"}
 _CLAIM = pa.struct(
     [
         ("token", pa.int32()), ("start", pa.int32()), ("end", pa.int32()), ("kind", pa.string()), ("label", pa.int8()),
@@ -240,7 +246,7 @@ _SCHEMA = pa.schema(
         ("special", pa.list_(pa.bool_())), ("logprob", pa.list_(pa.float32())), ("logit_entropy", pa.list_(pa.float32())),
         ("margin", pa.list_(pa.float32())), ("top_ids", pa.list_(pa.int32())), ("top_logprobs", pa.list_(pa.float32())),
         ("finish_reason", pa.string()), ("claims", pa.list_(_CLAIM)), ("picture", pa.binary()),
-        ("expected", pa.string()),
+        ("expected", pa.string()), ("agreement", pa.float32()), ("head_hidden", pa.list_(pa.float16())),
         *[pa.field(f"head_{name}", pa.list_(pa.from_numpy_dtype(head_dtype(name)))) for name in HEAD_FIELDS],
     ]
 )  # fmt: skip
@@ -266,6 +272,8 @@ def _row(trace: Trace) -> dict[str, Any]:
         "top_logprobs": [p for g in logits for p in g.top_logprobs], "finish_reason": trace.steps[-1].finish_reason,
         "picture": trace.picture,
         "expected": trace.expected,
+        "agreement": trace.agreement,
+        "head_hidden": None if trace.hidden is None else trace.hidden.astype(np.float16).ravel(),
         "claims": [
             {
                 "token": c.token, "start": c.start, "end": c.end, "kind": c.kind, "label": c.label, "evidence": list(c.evidence),
@@ -302,8 +310,16 @@ def _trace(row: dict[str, Any], shape: dict[str, int]) -> Trace:
     )
     names = ("id", "case_id", "group", "pool", "kind", "source", "prior", "question", "answer", "correct")
     steps = tuple(_steps(row, prompt, shape))
+    hidden, queries = row.get("head_hidden"), sum(step.heads is not None for step in steps)
     return Trace(
-        **{n: row[n] for n in names}, prompt=prompt, steps=steps, claims=claims, picture=row.get("picture"), expected=row.get("expected")
+        **{n: row[n] for n in names},
+        prompt=prompt,
+        steps=steps,
+        claims=claims,
+        picture=row.get("picture"),
+        expected=row.get("expected"),
+        hidden=None if hidden is None or not queries else hidden.reshape(queries, shape["layers"], -1),
+        agreement=row.get("agreement"),
     )
 
 

@@ -50,6 +50,8 @@ def record(
     device: Annotated[str, typer.Option(help="Torch device.")] = "cpu",
     batch_size: Annotated[int, typer.Option(help="Answers decoded together.", min=1)] = 32,
     max_tokens: Annotated[int, typer.Option(help="Longest answer.", min=1)] = 96,
+    hidden: Annotated[bool, typer.Option("--hidden", help="Also keep hidden states (fp16), for the baseline L+H; large.")] = False,
+    samples: Annotated[int, typer.Option(help="Also draw this many answers for each, for the baseline self-consistency.", min=0)] = 0,
 ) -> None:
     """Answer labelled cases and store what every head did."""
     from introspect.engine import Engine
@@ -67,7 +69,7 @@ def record(
         total = n if world is not None else None
         written = run(
             chosen, engine, out, budgets=budgets, interventions=interventions, matcher=match, batch_size=batch_size, max_tokens=max_tokens,
-            total=total,
+            hidden=hidden, samples=samples, total=total,
         )  # fmt: skip
     except (ProbesError, IntrospectError, ValueError) as problem:
         _fail(str(problem))

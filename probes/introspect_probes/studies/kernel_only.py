@@ -89,7 +89,7 @@ def kernel_only(
 def run_arm(engine: Engine, arm: Arm, work: Path, *, test: int, fit: int, seed: int) -> dict[str, Any]:
     """One step: record, fit, compare."""
     half = fit // 2
-    noise = matched_noise(engine, arm, half, work, seed=seed)
+    noise = matched_noise(engine, arm, work, seed=seed)
     known = Rows.joined([record_rows(engine, arm, pool, half, work, seed=seed, noise=noise) for pool in FIT_POOLS])
     fresh = record_rows(engine, arm, TEST_POOL, test, work, seed=seed, noise=noise)
     for rows, part in ((known, "fit"), (fresh, "test")):

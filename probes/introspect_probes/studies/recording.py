@@ -7,7 +7,6 @@ from pathlib import Path
 from tqdm import tqdm
 
 from introspect.engine import Engine
-from introspect_probes.errors import ProbesError
 from introspect_probes.studies.arms import ARMS, Arm, cases_of
 from introspect_probes.studies.rows import Rows, answer_rows
 from introspect_probes.worlds.digits import Pool
@@ -29,7 +28,8 @@ def record_rows(engine: Engine, arm: Arm, pool: Pool, n: int, folder: Path, *, s
     parts = []
     for start in tqdm(range(0, n, CHUNK), desc=f"{arm.name}, {pool}", unit="chunk", leave=False):
         count = min(CHUNK, n - start)
-        path = folder / f"{arm.name}-{pool}-{seed}-{start:06d}-{count}.npz"
+        noisy = "" if noise is None else f"-{noise:g}"
+        path = folder / f"{arm.name}{noisy}-{pool}-{seed}-{start:06d}-{count}.npz"
         if not path.exists():
             cases = list(cases_of(pool, count, seed=seed, start=start, noise=noise))
             answer_rows(engine, arm, cases, first=start).save(path)
@@ -37,10 +37,10 @@ def record_rows(engine: Engine, arm: Arm, pool: Pool, n: int, folder: Path, *, s
     return Rows.joined(parts)
 
 
-def matched_noise(engine: Engine, arm: Arm, n: int, folder: Path, *, seed: int) -> float | None:
+def matched_noise(engine: Engine, arm: Arm, folder: Path, *, seed: int) -> float | None:
     """The noise under which the full cache answers as often rightly as the arm that `arm` is matched to.
 
-    Found by bisection over `NOISES` on `NOISE_CASES` cases of the first fit pool; accuracy falls with noise.
+    Found by bisection over `NOISES` on the first `NOISE_CASES` cases of the first fit pool; accuracy falls with noise.
 
     Returns:
         The level whose accuracy comes closest, or `None` where the arm's pictures are to be clear.
@@ -48,22 +48,12 @@ def matched_noise(engine: Engine, arm: Arm, n: int, folder: Path, *, seed: int) 
     if arm.matched is None:
         return None
     pool = FIT_POOLS[0]
-    if n < NOISE_CASES:
-        raise ProbesError(f"matching the control's accuracy takes {NOISE_CASES} cases of the {pool} pool, got {n}; fit on more")
-    target = float(record_rows(engine, ARMS[arm.matched], pool, n, folder, seed=seed).correct.mean())
+    target = float(record_rows(engine, ARMS[arm.matched], pool, NOISE_CASES, folder, seed=seed).correct.mean())
     found: dict[int, float] = {}
 
     def accuracy(level: int) -> float:
         if level not in found:
-            rows = record_rows(
-                engine,
-                Arm(f"{arm.name}-{NOISES[level]:g}", arm.policy, None),
-                pool,
-                NOISE_CASES,
-                folder,
-                seed=seed + 1,
-                noise=NOISES[level],
-            )
+            rows = record_rows(engine, arm, pool, NOISE_CASES, folder, seed=seed, noise=NOISES[level])
             found[level] = float(rows.correct.mean())
         return found[level]
 
