@@ -24,7 +24,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.typing import EncodableT, FieldT
 
-from introspect_service.events import STREAM_KEY, SignalEvent
+from introspect_service.events import STREAM_KEY
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +70,19 @@ class Delivery:
         return self._confirmed
 
 
+class Publishable(Protocol):
+    """What goes out: `events.SignalEvent`, or a `step_event.StepEvent`."""
+
+    @property
+    def droppable(self) -> bool:
+        """Whether it may be dropped where the stream cannot keep up."""
+        ...
+
+    def to_fields(self) -> dict[str, str]:
+        """The fields of the stream entry."""
+        ...
+
+
 class SignalBus(Protocol):
     """Where events go."""
 
@@ -85,7 +98,7 @@ class SignalBus(Protocol):
         """Events not yet confirmed."""
         ...
 
-    def publish(self, event: SignalEvent) -> Delivery:
+    def publish(self, event: Publishable) -> Delivery:
         """Take an event; returns at once."""
         ...
 
@@ -106,7 +119,7 @@ class OffBus:
         self.connected = False
         self.waiting = 0
 
-    def publish(self, event: SignalEvent) -> Delivery:  # noqa: ARG002 - the protocol's
+    def publish(self, event: Publishable) -> Delivery:  # noqa: ARG002 - the protocol's
         """Drop the event: the stream is switched off."""
         delivery = Delivery()
         delivery.settle(confirmed=False)
@@ -163,11 +176,11 @@ class RedisBus:
         """Events not yet confirmed."""
         return len(self._steps) + len(self._kept) + len(self._in_flight)
 
-    def publish(self, event: SignalEvent) -> Delivery:
+    def publish(self, event: Publishable) -> Delivery:
         """Take an event; returns at once. Call it on the event loop."""
         fields = event.to_fields()
         entry = _Entry(next(self._order), dict(fields.items()), Delivery(), _OBJECT_BYTES + sum(map(len, fields.values())))
-        if event.data.DROPPABLE:
+        if event.droppable:
             if len(self._steps) >= self._queue_length:
                 self._drop(self._steps.popleft(), "step_overflow")
             self._steps.append(entry)

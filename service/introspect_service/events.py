@@ -10,12 +10,12 @@ of the Kafka and NATS ones) and `data`, a JSON object of the model below that
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from introspect.types import FinishReason
+from introspect_service import clock
 from introspect_service.signals import AnswerIntrospection, BudgetReport, Sparse, TokenIntrospection
 
 STREAM_KEY = "introspect:v1:signals"
@@ -171,12 +171,22 @@ class SignalEvent(BaseModel):
     sequence: int
     data: EventData
 
+    @property
+    def droppable(self) -> bool:
+        """Whether it may be dropped where the stream cannot keep up."""
+        return self.data.DROPPABLE
+
     @staticmethod
     def make(completion_id: str, sequence: int, source: str, data: EventData) -> SignalEvent:
         """An event that happens now."""
-        now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         return SignalEvent(
-            id=f"{completion_id}/{sequence}", source=source, type=data.TYPE, subject=completion_id, time=now, sequence=sequence, data=data
+            id=f"{completion_id}/{sequence}",
+            source=source,
+            type=data.TYPE,
+            subject=completion_id,
+            time=clock.timestamp(),
+            sequence=sequence,
+            data=data,
         )
 
     def to_fields(self) -> dict[str, str]:

@@ -15,12 +15,11 @@ from introspect_service.events import (
     FeedbackData,
     SignalEvent,
     StartedData,
-    StepData,
-    StreamedToken,
 )
 from introspect_service.generation import Begun, Ended, Progress, Token
 from introspect_service.runner import Failed
-from introspect_service.signals import answer_introspection, budget_report, rounded, token_introspection
+from introspect_service.signals import answer_introspection, budget_report
+from introspect_service.step_event import StepEvent, token_json
 
 STEP_TOKENS = 16
 STEP_SECONDS = 0.1
@@ -56,7 +55,7 @@ class AnswerPublisher:
         self._alert_risk, self._probe_set = alert_risk, probe_set
         self._length, self._in_risk = 0, False
         self._sequence = 0
-        self._tokens: list[StreamedToken] = []
+        self._tokens: list[str] = []
         self._timer: asyncio.TimerHandle | None = None
         self._completed: Delivery | None = None
 
@@ -92,16 +91,7 @@ class AnswerPublisher:
         return self._bus.publish(event)
 
     def _add(self, token: Token) -> None:
-        logits = token.step.logits
-        self._tokens.append(
-            StreamedToken(
-                index=token.step.index,
-                text=token.step.text,
-                logprob=rounded(logits.logprob) if logits else None,
-                entropy=rounded(logits.entropy) if logits else None,
-                introspection=token_introspection(token.signal),
-            )
-        )
+        self._tokens.append(token_json(token))
         if len(self._tokens) >= STEP_TOKENS:
             self._flush()
         elif self._timer is None:
@@ -157,7 +147,8 @@ class AnswerPublisher:
             self._timer.cancel()
             self._timer = None
         if self._tokens:
-            self._publish(StepData(model=self._model, tokens=tuple(self._tokens)))
+            self._bus.publish(StepEvent(self._id, self._sequence, self._source, self._model, tuple(self._tokens)))
+            self._sequence += 1
             self._tokens = []
 
     def _started_data(self, prompt: PromptInfo) -> StartedData:

@@ -12,7 +12,7 @@ from introspect.types import EffectiveBudget, LogitStats, PromptInfo, StepTrace
 from introspect_probes.scoring import StepSignals
 from introspect_probes.signals import AnswerSignal, HallucinationRisk, TokenSignal
 from introspect_service.bus import Delivery, OffBus
-from introspect_service.events import AlertData, CompletedData, StepData
+from introspect_service.events import AlertData, CompletedData, SignalEvent, StepData
 from introspect_service.generation import Begun, Ended, Token
 from introspect_service.publisher import AnswerPublisher
 from introspect_service.reader import read
@@ -34,7 +34,7 @@ class Kept(OffBus):
         self.events = []
 
     def publish(self, event):
-        self.events.append(event)
+        self.events.append(SignalEvent.from_fields(event.to_fields()))  # as a consumer reads it
         return Delivery()
 
 
