@@ -11,7 +11,7 @@ from introspect.answer import Answer
 from introspect.attention import DecodePass, active
 from introspect.loading import LoadedModel
 from introspect.pool import SlotPool
-from introspect.sampling import Choosing, choose, logit_stats, measure
+from introspect.sampling import Drawing, choose, logit_stats, measure
 from introspect.types import HeadRow, LogitStats
 from introspect_kernels import Arena
 from introspect_kernels.decode.packing import INDICES, REALS, PackedStats
@@ -31,48 +31,55 @@ class Lane:
 
     def __init__(self, pool: SlotPool, answers: Sequence[Answer], rows: slice, windows: Sequence[int | None]) -> None:
         self.rows, self.answers = rows, list(answers)
-        runs = [answer.runs for answer in answers if answer.runs is not None]
-        self.wants_stats, self._tracked = wants(answers[0])
-        self._pool, self._runs = pool, runs
+        self._runs = [answer.runs for answer in answers if answer.runs is not None]
+        self.wants_stats, tracked = wants(answers[0])
         self._start, self._length, self._capacity = (
-            torch.stack([getattr(one, name) for one in runs], 1) for name in ("start", "length", "capacity")
+            torch.stack([getattr(one, name) for one in self._runs], 1) for name in ("start", "length", "capacity")
         )
-        self._first = self._start
-        self._windows: torch.Tensor | None = None
-        if any(window is not None for window in windows):
-            sizes = [_NO_WINDOW if window is None else window for window in windows]
-            self._windows = torch.tensor(sizes, dtype=torch.int32, device=self._start.device)[:, None, None]
+        self._first = self._start.clone()
+        sizes = [_NO_WINDOW if window is None else window for window in windows]
+        self._windows = torch.tensor(sizes, dtype=torch.int32)[:, None, None].to(self._start.device) if min(sizes) < _NO_WINDOW else None
+        self._over = torch.zeros_like(self._start)
+        # What follows is changed in place by each step, so that it is looked up once.
+        self._slot = (self._start + self._length - 1).long()
+        self._slots = self._slot.flatten(1).unbind(0)
+        parts = zip(self._start.unbind(0), self._length.unbind(0), self._capacity.unbind(0), strict=True)
+        self._arenas = [pool.arena(layer, *part, tracked=tracked) for layer, part in enumerate(parts)]
+        self._position, self._segment = (torch.zeros_like(self._start[0], dtype=dtype) for dtype in (torch.int32, torch.uint8))
 
     def begin(self, position: torch.Tensor, segment: torch.Tensor) -> None:
-        """Settle for all layers at once where the step's entries go, `position` and `segment` `[batch]`."""
-        heads = self._start.shape[2]
-        self._origin = position[self.rows].repeat_interleave(heads), segment[self.rows].repeat_interleave(heads)
-        self._slots = (self._start + self._length).flatten(1).long().unbind(0)
-        start, length, capacity = self._start, self._length + 1, self._capacity
+        """Make room in all layers at once for the step's entries, `position` and `segment` `[batch]`."""
+        self._position.copy_(position[self.rows, None])
+        self._segment.copy_(segment[self.rows, None])
+        self._slot += 1
+        self._length += 1
         if self._windows is not None:  # entries that a layer with a window does not see any more are let go
-            over = (length - self._windows).clamp(min=0)
-            start, length, capacity = start + over, length - over, capacity - over
-        self._after = start, length, capacity
-        self._layers = list(zip(start.unbind(0), length.unbind(0), capacity.unbind(0), strict=True))
+            torch.clamp(self._length - self._windows, min=0, out=self._over)
+            self._start += self._over
+            self._length -= self._over
+            self._capacity -= self._over
+
+    def undo(self) -> None:
+        """Forget the step that began last: it has failed."""
+        self._slot -= 1
+        self._length += self._over - 1
+        self._start -= self._over
+        self._capacity += self._over
 
     def append(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> Arena:
         """Store the step's own entry of each answer, `[batch, kv_heads, head_dim]`; what a layer's queries see, that entry included.
 
         Nobody asks whether there is room: the scheduler knows, and the host reads no length.
         """
-        arena, slots = self._pool.arena(layer, *self._layers[layer], tracked=self._tracked), self._slots[layer]
+        arena, slots = self._arenas[layer], self._slots[layer]
         arena.k.index_copy_(0, slots, k.flatten(0, 1))
         arena.v.index_copy_(0, slots, v.flatten(0, 1))
-        arena.position.index_copy_(0, slots, self._origin[0])
-        arena.segment.index_copy_(0, slots, self._origin[1])
+        arena.position.index_copy_(0, slots, self._position.view(-1))
+        arena.segment.index_copy_(0, slots, self._segment.view(-1))
         if arena.received is not None and arena.queries is not None:
             arena.received.index_fill_(0, slots, 0)
             arena.queries.index_fill_(0, slots, 0)
         return arena
-
-    def commit(self) -> None:
-        """The step has come to its end: its entries are there. A step that failed has added nothing."""
-        self._start, self._length, self._capacity = self._after
 
     def write_back(self) -> None:
         """Tell each answer's runs how long they have become; they may have moved since the lane was made."""
@@ -81,7 +88,7 @@ class Lane:
             if self._windows is not None:
                 slid = self._start[:, row] - self._first[:, row]
                 one.start, one.capacity = one.start + slid, one.capacity - slid
-        self._first = self._start
+        self._first = self._start.clone()
 
 
 def wants(answer: Answer) -> tuple[bool, bool]:
@@ -100,19 +107,19 @@ class Step:
 
 @torch.inference_mode()
 def decode_step(loaded: LoadedModel, lanes: Sequence[Lane], impl: str | None = None) -> Step:
-    """One token of every answer. The device's results are read once, when all of it is done."""
+    """One token of every answer; one that fails adds nothing to any. The device's results are read once, when all of it is done."""
     answers = [answer for lane in lanes for answer in lane.answers]
-    queries = torch.tensor([answer.query for answer in answers], device=loaded.device).T
-    token, position, segment, forced = queries[:4]
-    temperature, top_p, draw = torch.tensor([answer.sampling for answer in answers], dtype=torch.float64, device=loaded.device).T
-    choosing = Choosing(forced, temperature, top_p, draw, any(answer.samples for answer in answers))
+    token, position, segment, forced, *rotary = torch.tensor([answer.query for answer in answers], device=loaded.device).unbind(1)
     decode = DecodePass(lanes, position.to(torch.int32), impl)
     for lane in lanes:
         lane.begin(decode.position, segment.to(torch.uint8))
-    logprobs = _forward(loaded, decode, token, queries[4:])
-    ids, reals = measure(logprobs, choose(logprobs, choosing))
-    for lane in lanes:
-        lane.commit()
+    try:
+        logprobs = _forward(loaded, decode, token, torch.stack(rotary) if len(rotary) > 1 else rotary[0])
+        ids, reals = measure(logprobs, choose(logprobs, forced, _drawing(answers, loaded.device)))
+    except Exception:
+        for lane in lanes:
+            lane.undo()
+        raise
     stats = [logit_stats(*row) for row in zip(ids.tolist(), reals.tolist(), strict=True)]
     heads: list[HeadRow | None] = []
     for number, lane in enumerate(lanes):
@@ -120,15 +127,21 @@ def decode_step(loaded: LoadedModel, lanes: Sequence[Lane], impl: str | None = N
     return Step(ids[:, 0].tolist(), stats, heads)
 
 
+def _drawing(answers: Sequence[Answer], device: torch.device) -> Drawing | None:
+    """How the rows draw their tokens; `None` where all are greedy."""
+    if not any(answer.samples for answer in answers):
+        return None
+    return Drawing(*torch.tensor([answer.sampling for answer in answers], dtype=torch.float64, device=device).unbind(1))
+
+
 def _forward(loaded: LoadedModel, decode: DecodePass, token: torch.Tensor, rotary: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities `[batch, vocab]` from tokens `[batch]` and rotary positions `[axes, batch]`."""
-    rotary = rotary[:, :, None]
+    """Log-probabilities `[batch, vocab]` from tokens `[batch]` and rotary positions `[batch]` or `[axes, batch]`."""
     with active(decode):
-        hidden = loaded.model.model(
-            input_ids=token[:, None],
+        hidden = loaded.language_model(
+            inputs_embeds=loaded.model.get_input_embeddings()(token[:, None]),
             # One that is prepared already: nobody builds another, nor looks on the host whether one is needed.
             attention_mask=torch.ones((1, 1, 1, 1), dtype=torch.bool, device=token.device),
-            position_ids=rotary if rotary.shape[0] > 1 else rotary[0],
+            position_ids=rotary[..., None],
             use_cache=False,
         ).last_hidden_state
     return torch.log_softmax(loaded.model.lm_head(hidden[:, -1]).float(), -1)

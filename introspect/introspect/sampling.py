@@ -15,46 +15,47 @@ UNFORCED = -1
 
 
 @dataclass(frozen=True)
-class Choosing:
-    """How each row's token is chosen.
+class Drawing:
+    """How rows draw their tokens.
 
     Attributes:
-        forced: `int64 [batch]`, the token to take whatever the model says, or `UNFORCED`.
         temperature: `float64 [batch]`, 0 is greedy.
         top_p: `float64 [batch]`, the smallest set of tokens whose probability reaches it is kept.
-        draw: `float64 [batch]`, at least 0 and below 1: where in the distribution a sampled token lies.
-        samples: whether any row has a temperature; known to the host, so that a greedy batch does nothing for it.
+        draw: `float64 [batch]`, at least 0 and below 1: where in the distribution a row's token lies.
     """
 
-    forced: torch.Tensor
     temperature: torch.Tensor
     top_p: torch.Tensor
     draw: torch.Tensor
-    samples: bool
 
 
-def choose(logprobs: torch.Tensor, choosing: Choosing) -> torch.Tensor:
-    """The next token of each row of `logprobs [batch, vocab]`, `int64 [batch]`.
+def choose(logprobs: torch.Tensor, forced: torch.Tensor, drawing: Drawing | None) -> torch.Tensor:
+    """The next token of each row of `logprobs [batch, vocab]`. A row's token depends on that row alone.
 
-    A row's token depends on that row alone. A forced token that does not exist is not taken.
+    Args:
+        logprobs: before temperature.
+        forced: `int64 [batch]`, the token to take whatever the model says, or `UNFORCED`; one that does not exist is not taken.
+        drawing: how the others are drawn; without it they are greedy.
+
+    Returns:
+        `int64 [batch]`.
     """
     tokens = logprobs.argmax(-1)
-    if choosing.samples:
-        tokens = torch.where(choosing.temperature > 0, _sampled(logprobs, choosing), tokens)
-    exists = (choosing.forced >= 0) & (choosing.forced < logprobs.shape[-1])
-    return torch.where(exists, choosing.forced, tokens)
+    if drawing is not None:
+        tokens = torch.where(drawing.temperature > 0, _drawn(logprobs, drawing), tokens)
+    return torch.where((forced >= 0) & (forced < logprobs.shape[-1]), forced, tokens)
 
 
-def _sampled(logprobs: torch.Tensor, choosing: Choosing) -> torch.Tensor:
+def _drawn(logprobs: torch.Tensor, drawing: Drawing) -> torch.Tensor:
     """Tokens by inverse transform from the nucleus; rows without a temperature get some token."""
-    temperature = torch.where(choosing.temperature > 0, choosing.temperature, 1.0).to(logprobs.dtype)
+    temperature = torch.where(drawing.temperature > 0, drawing.temperature, 1.0).to(logprobs.dtype)
     probabilities = torch.softmax(logprobs / temperature[:, None], -1)
     ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
-    outside = (ordered.cumsum(-1) - ordered >= choosing.top_p[:, None]) & (choosing.top_p < 1)[:, None]
+    outside = (ordered.cumsum(-1) - ordered >= drawing.top_p[:, None]) & (drawing.top_p < 1)[:, None]
     nucleus = probabilities.masked_fill(torch.zeros_like(outside).scatter(-1, order, outside), 0.0)
     reached = nucleus.double().cumsum(-1)
     whole = reached[:, -1:]
-    point = torch.minimum(choosing.draw[:, None] * whole, torch.nextafter(whole, torch.zeros_like(whole)))
+    point = torch.minimum(drawing.draw[:, None] * whole, torch.nextafter(whole, torch.zeros_like(whole)))
     return torch.searchsorted(reached, point, right=True)[:, 0].clamp(max=logprobs.shape[-1] - 1)
 
 

@@ -6,25 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from introspect.sampling import UNFORCED, Choosing, choose, logit_stats, measure
+from introspect.sampling import UNFORCED, Drawing, choose, logit_stats, measure
 
 
-def choosing(
-    rows: int,
-    *,
-    forced: list[int] | None = None,
-    temperature: float | list[float] = 0.0,
-    top_p: float = 1.0,
-    draw: list[float] | None = None,
-) -> Choosing:
-    """The same for every row, where it is not said otherwise."""
-    return Choosing(
-        torch.tensor(forced or [UNFORCED] * rows),
-        torch.tensor(temperature if isinstance(temperature, list) else [temperature] * rows, dtype=torch.float64),
-        torch.full((rows,), top_p, dtype=torch.float64),
-        torch.tensor(draw or [0.0] * rows, dtype=torch.float64),
-        samples=temperature != 0.0,
-    )
+def drawn(logprobs: torch.Tensor, temperature: float | list[float], top_p: float, draws: list[float]) -> list[int]:
+    """The tokens of rows that none is forced on."""
+    rows = len(logprobs)
+    temperatures = temperature if isinstance(temperature, list) else [temperature] * rows
+    columns = (torch.tensor(values, dtype=torch.float64) for values in (temperatures, [top_p] * rows, draws))
+    return choose(logprobs, torch.full((rows,), UNFORCED), Drawing(*columns)).tolist()
 
 
 def test_tokens_are_drawn_with_their_probabilities() -> None:
@@ -33,8 +23,7 @@ def test_tokens_are_drawn_with_their_probabilities() -> None:
     rows = probabilities.log().expand(1000, 4)
 
     def shares(temperature: float, top_p: float) -> np.ndarray:
-        tokens = choose(rows, choosing(1000, temperature=temperature, top_p=top_p, draw=draws))
-        return np.bincount(tokens.numpy(), minlength=4) / 1000
+        return np.bincount(drawn(rows, temperature, top_p, draws), minlength=4) / 1000
 
     np.testing.assert_allclose(shares(1.0, 1.0), probabilities, atol=1e-3)
     cold = probabilities**2 / (probabilities**2).sum()
@@ -46,23 +35,23 @@ def test_tokens_are_drawn_with_their_probabilities() -> None:
 
 def test_the_last_draw_is_a_token_that_can_be() -> None:
     rows = torch.tensor([[0.0, -1.0, -torch.inf, -torch.inf]]).log_softmax(-1)
-    assert choose(rows, choosing(1, temperature=1.0, draw=[float(np.nextafter(1.0, 0.0))])).item() == 1
+    assert drawn(rows, 1.0, 1.0, [float(np.nextafter(1.0, 0.0))]) == [1]
 
 
 def test_a_rows_token_depends_on_no_other() -> None:
     rows = torch.randn(6, 50, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
     draws = np.random.default_rng(0).random(6).tolist()
     temperatures = [0.0, 1.0, 0.7, 0.0, 2.0, 1.3]
-    together = choose(rows, choosing(6, temperature=temperatures, top_p=0.9, draw=draws))
-    alone = [choose(rows[i : i + 1], choosing(1, temperature=[temperatures[i]], top_p=0.9, draw=draws[i : i + 1])).item() for i in range(6)]
-    assert together.tolist() == alone
-    assert together[[0, 3]].tolist() == rows[[0, 3]].argmax(-1).tolist()
+    together = drawn(rows, temperatures, 0.9, draws)
+    alone = [drawn(rows[i : i + 1], temperatures[i : i + 1], 0.9, draws[i : i + 1])[0] for i in range(6)]
+    assert together == alone
+    assert [together[i] for i in (0, 3)] == rows[[0, 3]].argmax(-1).tolist()
     assert len(set(alone) - set(rows.argmax(-1).tolist())) > 0
 
 
 def test_forced_tokens_are_taken_where_they_exist() -> None:
     rows = torch.randn(3, 5, generator=torch.Generator().manual_seed(1)).log_softmax(-1)
-    tokens = choose(rows, choosing(3, forced=[4, UNFORCED, 5]))
+    tokens = choose(rows, torch.tensor([4, UNFORCED, 5]), None)
     assert tokens.tolist() == [4, *rows[1:].argmax(-1).tolist()]
 
 
