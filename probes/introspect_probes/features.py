@@ -14,6 +14,8 @@ was retained; log-sum-exp enters as it is, to be standardised per head.
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,8 +39,6 @@ LOGITS = (
     "logprob", "entropy", "margin", "top1", "top2", "top3", "top4", "top5",
     "mean_logprob", "min_logprob", "mean_entropy", "max_entropy", "previous_logprob", "next_entropy",
 )  # fmt: skip
-_FEW_PAIRS = 4096
-"""Up to so many comparisons all pairs of heads are compared; from there on sorting is quicker."""
 PLACE = ("index", "log_index", "repetition", "first")
 
 
@@ -140,10 +140,22 @@ def layer_statistic(name: str, image_mass: NDArray[np.floating], argmax: NDArray
     return np.asarray(np.sort(image, axis=-1) @ rank / (heads * total) - (heads + 1) / heads)
 
 
+def one_layer_statistic(name: str, image_mass: NDArray[np.floating], argmax: NDArray[np.integer]) -> float:
+    """`layer_statistic` of one layer, `[heads]`: for so few numbers arrays take longer than they save."""
+    if name == "consensus":
+        return max(Counter(argmax.tolist()).values()) / len(argmax)
+    image = [0.0 if math.isnan(value) else value for value in image_mass.tolist()]
+    heads, total = len(image), max(sum(image), 1e-9)
+    if name == "image_active":
+        return float(sum(value > 0.5 for value in image) / heads)
+    if name == "image_participation":
+        return float(total**2 / (heads * max(sum(value * value for value in image), 1e-12)))
+    ranked = sum(2.0 * rank * value for rank, value in enumerate(sorted(image), 1))
+    return float(ranked / (heads * total) - (heads + 1) / heads)
+
+
 def largest_party(values: NDArray[np.integer]) -> NDArray[np.int64]:
     """How often the commonest value of the last axis occurs: the longest run once they are sorted."""
-    if values.size * values.shape[-1] <= _FEW_PAIRS:
-        return np.asarray((values[..., :, None] == values[..., None, :]).sum(-1).max(-1))
     ordered = np.sort(values, axis=-1)
     longest = np.ones(values.shape[:-1], dtype=np.int64)
     for step in range(1, values.shape[-1]):

