@@ -15,6 +15,7 @@ from introspect import attention
 from introspect.errors import ModelLoadError
 from introspect.inspection import image_token_of, kinds_input_of, language_model_of, layer_windows, refuse_unsupported
 from introspect.processors import load_processor
+from introspect_kernels import compile_ahead
 
 EMBEDDED = "embedded"
 HEADS_FILE = "visual_heads.json"
@@ -123,6 +124,8 @@ def load_model(
     except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError) as problem:
         raise ModelLoadError(f"cannot load {name_or_path!r} as an image-text-to-text model: {problem}") from problem
     loaded = prepare(name_or_path, model, processor, fingerprint_of(folder))
+    if loaded.device.type == "cpu":
+        compile_ahead(loaded.dtype)
     if heads is not None:
         from introspect.heads.visual_heads import read_visual_heads
 

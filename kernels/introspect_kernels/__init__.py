@@ -3,7 +3,7 @@
 from introspect_kernels.arena import Arena
 from introspect_kernels.compact.api import compact, compact_into, rebudget
 from introspect_kernels.compact.selection import pad_selection
-from introspect_kernels.decode.api import decode_attention
+from introspect_kernels.decode.api import compile_ahead, decode_attention
 from introspect_kernels.errors import KernelError, KernelInputError, UnknownImplementationError
 from introspect_kernels.received.api import ReceivedAttention, received_attention
 from introspect_kernels.segments import NUM_SEGMENTS, Segment
@@ -23,6 +23,7 @@ __all__ = [
     "UnknownImplementationError",
     "compact",
     "compact_into",
+    "compile_ahead",
     "decode_attention",
     "feature_schema_hash",
     "last_rows",

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from introspect_kernels import NUM_SEGMENTS, Arena, HeadStats, KernelInputError, Segment, UnknownImplementationError, decode_attention
-from introspect_kernels.decode.cpu_layout import plan
+from introspect_kernels.decode import cpu_threads, vectorised
 
 INDICES = ("argmax_position", "image_argmax_position", "retained")
 FLOOR = 4e-6
@@ -153,16 +153,16 @@ def test_an_evicted_previous_entry_is_absent_not_zero() -> None:
     assert stats.self_mass.item() > 0
 
 
-# Each is another way through the CPU path: what is gathered and padded, what lies where it is, and what goes together.
-# A run is long from 65,536 numbers in its keys on: 1,024 entries of 64, 256 of 256.
+# Each is another way through the CPU path: a run is cut into chunks of 1,024 entries, rows are taken four and heads two at a time.
 BRANCHES = {
-    "short-in-two-lengths": ([[12, 5], [90, 0], [12, 30]], 3, 32),
-    "long-of-one-shape": ([[1100], [1100], [1100]], 7, 64),
-    "long-of-several-shapes": ([[1024, 1500], [2100, 1024]], 2, 64),
-    "one-long-run-alone": ([[1300]], 5, 64),
+    "one-chunk-in-two-lengths": ([[12, 5], [90, 0], [12, 30]], 3, 32),
+    "several-chunks": ([[1100], [1100], [1100]], 7, 64),
+    "at-the-edges-of-a-chunk": ([[1024, 1023], [2048, 1025]], 2, 64),
+    "one-run-alone": ([[1300]], 5, 64),
     "long-and-short-and-empty": ([[2000, 20], [0, 1100], [3, 18]], 2, 64),
     "wide-heads": ([[260, 270], [255, 256]], 1, 256),
-    "more-scores-than-go-together": ([[8200], [8200]], 16, 16),
+    "many-heads-in-a-group": ([[8200], [8200]], 16, 16),
+    "chunks-that-grow": ([[66000]], 2, 8),
 }
 
 
@@ -175,10 +175,8 @@ def test_every_way_through_the_cpu_path(name: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("alternating", [False, True], ids=["few-pieces", "a-piece-for-each-entry"])
-def test_long_runs_however_their_segments_lie(alternating: bool) -> None:
+def test_however_segments_lie(alternating: bool) -> None:
     arena = ragged_arena([[1025, 40]], 64, seed=13, alternating=alternating)
-    pieces = [group.pieces for group in plan(arena, 2)]
-    assert pieces.count(None) == (2 if alternating else 1)
     assert_close(arena, *query(arena, 4, seed=14))
 
 
@@ -239,34 +237,66 @@ def test_not_a_bit_depends_on_batch_order_or_neighbours(name: str, threads: int,
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize(
-    ("lengths", "groups"),
-    [
-        pytest.param([2300, 2300, 2300], [[0, 1, 2]], id="at-even-steps"),
-        pytest.param([2300, 30, 2300, 2300], [[0, 2], [1, 1], [3]], id="at-uneven-steps"),
-    ],
-)
-def test_runs_computed_together_are_as_if_alone(lengths: list[int], groups: list[list[int]], dtype: torch.dtype) -> None:
-    arena = ragged_arena([[count] for count in lengths], 64, seed=27, dtype=dtype)
-    for first, count in zip(arena.start[:, 0].tolist(), lengths, strict=True):
-        arena.segment[first : first + count] = int(Segment.QUESTION)
-        arena.segment[first + 1 : first + count // 2] = int(Segment.IMAGE)
-    assert sorted(group.runs for group in plan(arena, 7)) == groups
-    q, position = query(arena, 7, seed=28)
-    assert_close(arena, q, position)
+@pytest.mark.parametrize("ours", [True, False], ids=["torch's-threads", "our-own"])
+def test_not_a_bit_depends_on_whose_threads_compute(ours: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    arena = ragged_arena([[4100, 30], [2100, 9]], 32, seed=27)
+    q, position = query(arena, 8, seed=28)
+    if not ours:
+        monkeypatch.setattr(cpu_threads, "_openmp", lambda: None)
     before = torch.get_num_threads()
-    torch.set_num_threads(2)
+    results = []
     try:
-        for with_stats in (True, False):
-            out, stats = decode_attention(q, arena, position, 0.2, stats=with_stats)
-            for row in range(len(lengths)):
-                alone_out, alone = decode_attention(q[[row]], arena.select(torch.tensor([row])), position[[row]], 0.2, stats=with_stats)
-                assert torch.equal(alone_out[0], out[row])
-                for field in HeadStats._fields if with_stats else ():
-                    torch.testing.assert_close(getattr(alone, field)[0], getattr(stats, field)[row], rtol=0, atol=0, equal_nan=True)
+        for threads, worth in ((1, vectorised.WORTH_THREADS), (2, 1), (5, 1)):
+            torch.set_num_threads(threads)
+            monkeypatch.setattr(vectorised, "WORTH_THREADS", worth)
+            results.append(decode_attention(q, arena, position, 0.2))
     finally:
         torch.set_num_threads(before)
+    assert_close(arena, q, position)
+    (out, stats), *others = results
+    for other_out, other in others:
+        assert torch.equal(out, other_out)
+        for field in HeadStats._fields:
+            torch.testing.assert_close(getattr(other, field), getattr(stats, field), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
+def test_statistics_do_not_change_a_bit_of_the_output(dtype: torch.dtype) -> None:
+    arena = ragged_arena([[1100, 30], [7, 2100]], 64, seed=29, dtype=dtype)
+    q, position = query(arena, 6, seed=30)
+    assert torch.equal(decode_attention(q, arena, position, 0.2)[0], decode_attention(q, arena, position, 0.2, stats=False)[0])
+
+
+@pytest.mark.parametrize("where", [0, 5, 1050])
+def test_nan_in_a_key_is_not_hidden(where: int) -> None:
+    arena = ragged_arena([[1100]], 64, seed=31)
+    arena.k[where, 3] = torch.nan
+    out, stats = decode_attention(*query(arena, 2, seed=32)[:1], arena, torch.tensor([5000]), 0.2)
+    assert out.isnan().all()
+    for name in ("lse", "entropy", "sum_sq", "max_prob", "mean_distance"):
+        assert getattr(stats, name).isnan().all(), name
+
+
+def test_an_arena_whose_rows_lie_apart_is_read_as_it_is() -> None:
+    arena = ragged_arena([[50, 9]], 16, seed=33)
+    q, position = query(arena, 4, seed=34)
+    wide = torch.full((2, arena.k.shape[0], 24), torch.nan)
+    wide[0, :, :16], wide[1, :, :16] = arena.k, arena.v
+    apart = replace(arena, k=wide[0, :, :16], v=wide[1, :, :16])
+    across = replace(arena, k=arena.k.T.contiguous().T, v=arena.v.T.contiguous().T)
+    for other in (apart, across):
+        assert torch.equal(decode_attention(q, arena, position, 0.2)[0], decode_attention(q, other, position, 0.2)[0])
+
+
+def test_a_segment_that_is_none_is_refused_and_changes_nothing() -> None:
+    arena = ragged_arena([[40, 11]], 32, seed=35)
+    arena = replace(arena, received=torch.zeros(arena.k.shape[0]), queries=torch.zeros(arena.k.shape[0], dtype=torch.int32))
+    arena.segment[7] = NUM_SEGMENTS
+    q, position = query(arena, 4, seed=36)
+    with pytest.raises(KernelInputError, match="segments must be 0 to 5, got up to 6"):
+        decode_attention(q, arena, position, 0.2)
+    assert arena.received is not None
+    assert not arena.received.any()
 
 
 def test_what_was_returned_is_not_written_to_again() -> None:

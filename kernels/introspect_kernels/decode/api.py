@@ -50,6 +50,19 @@ def decode_attention(
     return out, unpack(measured) if isinstance(measured, PackedStats) else measured
 
 
+def compile_ahead(dtype: torch.dtype) -> None:
+    """Compile what `decode_attention` runs on a CPU, which its first call would do otherwise.
+
+    It takes some ten seconds once; afterwards the machine code is loaded in a fraction of one.
+
+    Args:
+        dtype: of keys and values.
+    """
+    from introspect_kernels.decode.vectorised import compile_ahead as compile_vectorised
+
+    compile_vectorised(dtype)
+
+
 def _validate(q: torch.Tensor, arena: Arena, position: torch.Tensor) -> None:
     batch, kv_heads = arena.start.shape
     if q.dim() != 3 or q.shape[0] != batch or q.shape[2] != arena.k.shape[1]:

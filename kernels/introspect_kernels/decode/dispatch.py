@@ -8,13 +8,11 @@ from introspect_kernels.arena import Arena
 from introspect_kernels.decode.accumulate import add_received
 from introspect_kernels.decode.packing import PackedStats
 from introspect_kernels.decode.reference import decode_attention_reference
-from introspect_kernels.decode.vectorised import decode_attention_vectorised
 from introspect_kernels.errors import KernelInputError
 from introspect_kernels.implementations import choose
 from introspect_kernels.statistics import HeadStats
 
 IMPLEMENTATIONS = ("reference", "triton", "vectorised")
-_TORCH = {"reference": decode_attention_reference, "vectorised": decode_attention_vectorised}
 
 
 def run(
@@ -26,21 +24,26 @@ def run(
         UnknownImplementationError: there is none of that name, or it cannot run here.
         KernelInputError: offsets out of range (tensors on a CPU only), or not what the implementation takes.
     """
-    if arena.start.device.type == "cpu":
-        _check_ranges(arena)
     name = choose(impl, q, IMPLEMENTATIONS)
+    if name == "vectorised":
+        # Each is imported when it is asked for: not everybody has Triton, and not everybody needs to load a compiler for CPUs.
+        from introspect_kernels.decode.vectorised import decode_attention_vectorised
+
+        return decode_attention_vectorised(q, arena, position, scale, stats)
+    if arena.start.device.type == "cpu":
+        check_ranges(arena)
     if name == "triton":
-        # Imported when it is asked for: not everybody has Triton.
         from introspect_kernels.decode.triton_host import decode_attention_triton
 
         return decode_attention_triton(q, arena, position, scale, stats)
-    out, measured = _TORCH[name](q, arena, position, scale, stats or arena.received is not None)
+    out, measured = decode_attention_reference(q, arena, position, scale, stats or arena.received is not None)
     if arena.received is not None and measured is not None:
         add_received(q, arena, position, scale, measured.lse)
     return out, measured if stats else None
 
 
-def _check_ranges(arena: Arena) -> None:
+def check_ranges(arena: Arena) -> None:
+    """Whether every run lies within the arena's slots."""
     if not arena.start.numel():
         return
     lowest = int(torch.minimum(arena.start, arena.length).min())

@@ -52,5 +52,6 @@ def pack(stats: HeadStats) -> PackedStats:
 
 def unpack(packed: PackedStats) -> HeadStats:
     """The fields as views."""
-    fields = dict(zip(REALS, packed.reals.unbind(0), strict=True)) | dict(zip(INDICES, packed.indices.unbind(0), strict=True))
-    return HeadStats(**fields, mass=packed.mass, retained=packed.retained)
+    reals, (argmax, image_argmax) = packed.reals.unbind(0), packed.indices.unbind(0)
+    # In the order of `HeadStats`: looking names up would take longer than a small step's arithmetic.
+    return HeadStats._make((*reals[:4], argmax, packed.mass, *reals[4:6], image_argmax, *reals[6:], packed.retained))

@@ -14,6 +14,7 @@ NOTHING = tl.constexpr(-1.0e30)
 EXCLUDED = tl.constexpr(-2.0e30)
 NO_INDEX = tl.constexpr(2147483647)
 ROWS = tl.constexpr(16)  # query heads of a group, padded: the matrix instruction takes 16
+PART = tl.constexpr(128)  # dimensions of a head multiplied at a time: with all 256 at once fp32 takes more registers than there are
 
 
 @triton.jit
@@ -53,9 +54,9 @@ def attend_kernel(
     """Each program takes every num_programs-th chunk."""
     rows = tl.arange(0, ROWS)
     columns = tl.arange(0, BLOCK)
-    dims = tl.arange(0, HEAD_PAD)
+    WIDTH: tl.constexpr = min(HEAD_PAD, PART)
+    dims = tl.arange(0, WIDTH)
     is_head = rows < GROUP
-    is_dim = dims < HEAD_DIM
     field = chunk_limit * PIECES * GROUP
     total = tl.minimum(tl.load(run_chunk + runs), chunk_limit)
     for chunk in range(tl.program_id(0), total, tl.num_programs(0)):
@@ -65,9 +66,13 @@ def attend_kernel(
         keys_of_run = k + first * HEAD_DIM
         values_of_run = v + first * HEAD_DIM
         heads = run * GROUP + rows  # query head g of KV head r is head r * GROUP + g of the batch
-        query = tl.load(q + heads[:, None] * HEAD_DIM + dims[None, :], mask=is_head[:, None] & is_dim[None, :], other=0.0)
-        if UPCAST:
-            query = query.to(tl.float32)
+        query = ()
+        for at in tl.static_range(0, HEAD_PAD, WIDTH):
+            dim = at + dims[None, :]
+            of_query = tl.load(q + heads[:, None] * HEAD_DIM + dim, mask=is_head[:, None] & (dim < HEAD_DIM), other=0.0)
+            if UPCAST:
+                of_query = of_query.to(tl.float32)
+            query += (of_query,)
         for piece in range(tl.load(chunk_pieces + chunk)):
             row = chunk * PIECES + piece
             low = tl.load(piece_low + row)
@@ -75,7 +80,9 @@ def attend_kernel(
             kind = tl.load(piece_segment + row)
             mixed = tl.load(piece_count + row) < high - low
 
-            out = tl.zeros([ROWS, HEAD_PAD], tl.float32)
+            out = ()
+            for _ in tl.static_range(0, HEAD_PAD, WIDTH):
+                out += (tl.zeros([ROWS, WIDTH], tl.float32),)
             top = tl.full([ROWS], NOTHING, tl.float32)
             sum_p = tl.zeros([ROWS, BLOCK], tl.float32)
             sum_px = tl.zeros([ROWS, BLOCK], tl.float32)
@@ -86,18 +93,18 @@ def attend_kernel(
             for offset in tl.range(low, high, BLOCK, num_stages=STAGES):
                 entry = offset + columns
                 inside = entry < high
-                keys = tl.load(keys_of_run + entry[None, :] * HEAD_DIM + dims[:, None], mask=inside[None, :] & is_dim[:, None], other=0.0)
-                values = tl.load(
-                    values_of_run + entry[:, None] * HEAD_DIM + dims[None, :], mask=inside[:, None] & is_dim[None, :], other=0.0
-                )
-                if UPCAST:
-                    keys = keys.to(tl.float32)
-                    values = values.to(tl.float32)
+                score = tl.zeros([ROWS, BLOCK], tl.float32)
+                for at in tl.static_range(0, HEAD_PAD, WIDTH):
+                    dim = at + dims[:, None]
+                    keys = tl.load(keys_of_run + entry[None, :] * HEAD_DIM + dim, mask=inside[None, :] & (dim < HEAD_DIM), other=0.0)
+                    if UPCAST:
+                        keys = keys.to(tl.float32)
+                    score = tl.dot(query[at // WIDTH], keys, score, input_precision="tf32x3")
+                score *= scale
                 ours = inside
                 if STATS:
                     # Masked off where the piece is pure: then the load costs no wait.
                     ours = inside & (tl.load(segment + first + entry, mask=inside & mixed, other=kind).to(tl.int32) == kind)
-                score = tl.dot(query, keys, input_precision="tf32x3") * scale
                 if KEEP_SCORES:
                     target = scores + first * GROUP + entry[None, :] * GROUP + rows[:, None]
                     tl.store(target, score, mask=is_head[:, None] & ours[None, :])
@@ -115,11 +122,20 @@ def attend_kernel(
                     rises = (highest > top)[:, None]
                     best = tl.where(rises, tl.where(x == 0.0, where[None, :], NO_INDEX), best)
                 sum_p = shrink * sum_p + p
-                out = tl.dot(p.to(values.dtype), values, out * shrink, input_precision="tf32x3")
+                grown = ()
+                for at in tl.static_range(0, HEAD_PAD, WIDTH):
+                    dim = at + dims[None, :]
+                    values = tl.load(values_of_run + entry[:, None] * HEAD_DIM + dim, mask=inside[:, None] & (dim < HEAD_DIM), other=0.0)
+                    if UPCAST:
+                        values = values.to(tl.float32)
+                    grown += (tl.dot(p.to(values.dtype), values, out[at // WIDTH] * shrink, input_precision="tf32x3"),)
+                out = grown
                 top = highest
 
             part = row * GROUP + rows
-            tl.store(part_out + part[:, None] * HEAD_DIM + dims[None, :], out, mask=is_head[:, None] & is_dim[None, :])
+            for at in tl.static_range(0, HEAD_PAD, WIDTH):
+                dim = at + dims[None, :]
+                tl.store(part_out + part[:, None] * HEAD_DIM + dim, out[at // WIDTH], mask=is_head[:, None] & (dim < HEAD_DIM))
             tl.store(part_real + part, top, mask=is_head)
             tl.store(part_real + field + part, tl.sum(sum_p, 1), mask=is_head)
             if STATS:

@@ -1,61 +1,109 @@
-"""The path that runs in production without a GPU: plain torch, fp32 arithmetic.
-
-Short runs are gathered, padded and computed many at once (`cpu_short`), long
-ones lie where they are (`cpu_long`); `cpu_layout` says which is which.
-"""
+"""The path that runs in production without a GPU: one compiled pass over keys and values, fp32 arithmetic."""
 
 from __future__ import annotations
+
+from array import array
 
 import torch
 
 from introspect_kernels.arena import Arena
-from introspect_kernels.decode.cpu_fields import Fields, finish, head_stats, nothing, place
-from introspect_kernels.decode.cpu_layout import Group, is_everything, plan
-from introspect_kernels.decode.cpu_long import long_output, long_sums
-from introspect_kernels.decode.cpu_short import gather, short_output, short_sums
-from introspect_kernels.statistics import HeadStats
+from introspect_kernels.decode.cpu_call import BAD_SEGMENT, LARGE, OUTSIDE, SCRATCH, WELL, Call
+from introspect_kernels.decode.cpu_entries import chunk_after_chunk, in_one_thread, joining
+from introspect_kernels.decode.cpu_threads import in_threads
+from introspect_kernels.decode.cpu_workspace import scratch
+from introspect_kernels.decode.packing import INDICES, REALS, PackedStats
+from introspect_kernels.errors import KernelError, KernelInputError, UnknownImplementationError
+from introspect_kernels.segments import NUM_SEGMENTS
+
+WORTH_THREADS = 1 << 20  # products of a key's number with a query's: below, threads take longer to start than they save
+_NEVER = 1 << 62
+# Numba knows neither bf16 nor fp16; their bits come to it as integers (`cpu_scalars.as_float`).
+_KINDS = {torch.bfloat16: "uint16", torch.float16: "int16", torch.float32: "float32", torch.float64: "float64"}
 
 
-@torch.no_grad()
 def decode_attention_vectorised(
     q: torch.Tensor, arena: Arena, position: torch.Tensor, scale: float, stats: bool
-) -> tuple[torch.Tensor, HeadStats | None]:
-    """See `decode_attention`; computes in fp32, but for long runs without statistics, which are torch's own SDPA."""
-    batch, head_dim = q.shape[0], q.shape[2]
-    runs = batch * arena.num_kv_heads
-    rows = q.reshape(runs, -1, head_dim)
-    groups = plan(arena, rows.shape[1], pieces=stats)
-    if not stats:
-        return _output(rows, arena, groups, scale).view(q.shape), None
-    queries, where = rows.float() * scale, position[:, None].expand(-1, arena.num_kv_heads).reshape(-1)
-    if len(groups) == 1 and is_everything(groups[0], runs):
-        fields = _measure(queries, arena, groups[0], where)
-    else:
-        fields = nothing(runs, rows.shape[1], head_dim, q.device)
-        for group in groups:
-            index = torch.tensor(group.runs, device=q.device)
-            place(fields, _measure(queries[index], arena, group, where[index]), index)
-    return fields.out.view(q.shape).to(q.dtype), head_stats(fields, batch)
+) -> tuple[torch.Tensor, PackedStats | None]:
+    """See `decode_attention`; also adds to `arena.received` where it is kept.
+
+    Raises:
+        UnknownImplementationError: the tensors are on another device.
+        KernelInputError: a run leaves the arena, or an entry's segment is none; nothing is changed then.
+    """
+    if q.device.type != "cpu":
+        raise UnknownImplementationError(f"impl 'vectorised' is compiled for CPUs, got tensors on {q.device}; 'reference' runs anywhere")
+    batch, heads, head_dim = q.shape
+    kv_heads, threads = arena.num_kv_heads, torch.get_num_threads()
+    out, packed = torch.empty(q.shape), _memory_for_statistics(batch, heads, kv_heads) if stats else None
+    # What is read is named, so that it outlives the call even where it is a copy.
+    q, k, v, factor = q.contiguous(), _with_whole_rows(arena.k), _with_whole_rows(arena.v), array("d", [scale])
+    where, segment, start, length = (t.contiguous() for t in (arena.position, arena.segment, arena.start, arena.length))
+    query = position.to(torch.int32).contiguous()
+    call = Call(
+        runs=batch * kv_heads,
+        kv_heads=kv_heads,
+        group=heads // kv_heads,
+        head_dim=head_dim,
+        slots=k.shape[0],
+        k_stride=k.stride(0),
+        v_stride=v.stride(0),
+        measure=stats,
+        keep=arena.received is not None and arena.queries is not None,
+        scale=factor.buffer_info()[0],
+        q=q.data_ptr(),
+        k=k.data_ptr(),
+        v=v.data_ptr(),
+        position=where.data_ptr(),
+        segment=segment.data_ptr(),
+        start=start.data_ptr(),
+        length=length.data_ptr(),
+        query=query.data_ptr(),
+        received=0 if arena.received is None else arena.received.data_ptr(),
+        queries=0 if arena.queries is None else arena.queries.data_ptr(),
+        out=out.data_ptr(),
+        reals=0 if packed is None else packed.reals.data_ptr(),
+        mass=0 if packed is None else packed.mass.data_ptr(),
+        indices=0 if packed is None else packed.indices.data_ptr(),
+        retained=0 if packed is None else packed.retained.data_ptr(),
+        worth_threads=WORTH_THREADS if threads > 1 else _NEVER,
+    )
+    fields = array("q", call)
+    kind, at = _KINDS[q.dtype], fields.buffer_info()[0]
+    found = in_one_thread(kind)(at)
+    if found == LARGE:
+        fields[SCRATCH] = scratch(fields[SCRATCH])
+        in_threads(chunk_after_chunk(kind).address, at, threads)
+        found = joining().ctypes(at)
+    if found == OUTSIDE:
+        raise KernelInputError(_outside(arena))
+    if found == BAD_SEGMENT:
+        raise KernelInputError(f"segments must be 0 to {NUM_SEGMENTS - 1}, got up to {int(segment.max())}")
+    if found != WELL:
+        raise KernelError("the compiled attention gave up without a reason; there may be no memory left")
+    return out.to(q.dtype), packed
 
 
-def _measure(q: torch.Tensor, arena: Arena, group: Group, where: torch.Tensor) -> Fields:
-    if group.pieces is None:
-        return finish(short_sums(q, arena, gather(arena, group), where))
-    return finish(long_sums(q, arena, group, where))
+def compile_ahead(dtype: torch.dtype) -> None:
+    """Compile, or load, what a small call needs."""
+    in_one_thread(_KINDS[dtype])
 
 
-def _output(rows: torch.Tensor, arena: Arena, groups: list[Group], scale: float) -> torch.Tensor:
-    """Output `[runs, group, head_dim]` of queries not scaled, in their dtype."""
+def _memory_for_statistics(batch: int, heads: int, kv_heads: int) -> PackedStats:
+    return PackedStats(
+        torch.empty(len(REALS), batch, heads),
+        torch.empty(batch, heads, NUM_SEGMENTS),
+        torch.empty(len(INDICES), batch, heads, dtype=torch.int32),
+        torch.empty(batch, kv_heads, NUM_SEGMENTS, dtype=torch.int32),
+    )
 
-    def part(q: torch.Tensor, group: Group) -> torch.Tensor:
-        if group.pieces is None:
-            return short_output(q.float() * scale, gather(arena, group)).to(q.dtype)
-        return long_output(q.to(arena.k.dtype), arena, group, scale).to(q.dtype)
 
-    if len(groups) == 1 and is_everything(groups[0], rows.shape[0]):
-        return part(rows, groups[0])
-    out = torch.zeros_like(rows)
-    for group in groups:
-        index = torch.tensor(group.runs, device=rows.device)
-        out[index] = part(rows[index], group)
-    return out
+def _with_whole_rows(x: torch.Tensor) -> torch.Tensor:
+    """Rows of numbers that follow each other; rows themselves may lie apart."""
+    return x if x.stride(1) == 1 and x.stride(0) >= x.shape[1] else x.contiguous()
+
+
+def _outside(arena: Arena) -> str:
+    return (
+        f"every run must lie within the arena's {arena.k.shape[0]} slots; got starts from {int(arena.start.min())}, "
+        f"lengths from {int(arena.length.min())} and an end at {int((arena.start + arena.length).max())}"
+    )

@@ -1,0 +1,205 @@
+"""One chunk of a run: scores, exponentials and every sum that the statistics need; compiled by Numba.
+
+Image entries and all others are two softmaxes, each relative to its own largest score, so that what is inside the
+image does not underflow where the image is far below the rest. `cpu_combine` joins chunks, then the two.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from introspect_kernels.decode.cpu_products import add_values, scores_of, widen
+from introspect_kernels.decode.cpu_scalars import FAST, ZERO, exponential
+from introspect_kernels.segments import NUM_SEGMENTS, Segment
+from introspect_kernels.statistics import WINDOW
+
+REST, IMAGE_PART = 0, 1
+LARGEST, TOTAL, TIMES_SCORE, SQUARED, DISTANCE, WINDOWED, SELF, PREVIOUS, SUMS = range(9)
+TILE = 32  # entries made fp32 together: they stay in the first-level cache
+_IMAGE = int(Segment.IMAGE)
+_WINDOW = np.int32(WINDOW)
+_LOWEST = np.float32(-np.inf)
+
+
+# These loop over whole arrays, slices where it is a part: of an index that might be negative Numba makes a choice, and does
+# not vectorise.
+
+
+@njit(fastmath={*FAST, "nnan"})
+def _largest(scores: Any) -> Any:
+    """The largest of some scores; anything if one is NaN, which the sums then show."""
+    found = _LOWEST
+    for j in range(scores.shape[0]):
+        found = max(found, scores[j])
+    return found
+
+
+@njit
+def _index_of(scores: Any, value: Any) -> Any:
+    """Index of the first score that equals a value; 0 if none does. Looking at all vectorises, stopping does not."""
+    none = np.int32(scores.shape[0])
+    found = none
+    for j in range(scores.shape[0]):
+        here = np.int32(j) if scores[j] == value else none
+        if here < found:
+            found = here
+    return found if found < none else 0
+
+
+@njit(fastmath=FAST)
+def _exponentials(scores: Any, largest: Any) -> Any:
+    """Scores become e, relative to the largest; returns sum e, and sum e (score - largest).
+
+    The same with statistics and without, so that measuring does not change a bit of the output.
+    """
+    total, times_score = ZERO, ZERO
+    for j in range(scores.shape[0]):
+        shifted = scores[j] - largest
+        e = exponential(shifted)
+        scores[j] = e
+        total += e
+        times_score += e * max(shifted, np.float32(-100.0))  # a score of -inf has no e, and 0 times -inf is NaN
+    return total, times_score
+
+
+@njit(fastmath=FAST)
+def _add_sums(e: Any, position: Any, query: Any, sums: Any) -> None:
+    """What else is summed of e, but for what only the last entries can tell (`_add_near`)."""
+    squared, distance = ZERO, ZERO
+    for j in range(e.shape[0]):
+        squared += e[j] * e[j]
+        distance += e[j] * np.float32(query - position[j])
+    sums[SQUARED] += squared
+    sums[DISTANCE] += distance
+
+
+@njit
+def _pieces(segment: Any, first: int, count: int, ends: Any) -> int:
+    """Where the segment changes: the pieces' ends go to `ends`; returns how many pieces there are, 0 if a segment is none."""
+    found = 0
+    for j in range(count):
+        if segment[first + j] >= NUM_SEGMENTS:
+            return 0
+        if j and segment[first + j] != segment[first + j - 1]:
+            ends[found] = j
+            found += 1
+    ends[found] = count
+    return found + 1
+
+
+@njit
+def _add_near(e: Any, position: Any, first: int, count: int, query: Any, segment: Any, sums: Any) -> None:
+    """What depends on entries near the query, which ascending positions put at the end.
+
+    It is e at s = q and at s = q - 1, and the windowed distance, which is the window's width for all others.
+    """
+    sums[:, :, WINDOWED] = _WINDOW * sums[:, :, TOTAL]
+    for j in range(count - 1, -1, -1):
+        far = query - position[first + j]
+        if far >= _WINDOW:
+            return
+        part = IMAGE_PART if segment[first + j] == _IMAGE else REST
+        for g in range(e.shape[0]):
+            sums[g, part, WINDOWED] -= (_WINDOW - far) * e[g, j]
+            if far <= 1:
+                at = SELF if far == 0 else PREVIOUS
+                sums[g, part, at] = e[g, j] + (ZERO if np.isnan(sums[g, part, at]) else sums[g, part, at])
+
+
+@njit
+def attend_chunk(
+    q: Any,
+    k: Any,
+    v: Any,
+    position: Any,
+    segment: Any,
+    first: int,
+    count: int,
+    query: Any,
+    measure: bool,
+    e: Any,
+    rows: Any,
+    ends: Any,
+    sums: Any,
+    mass: Any,
+    best: Any,
+    retained: Any,
+    out: Any,
+) -> bool:
+    """Everything about entries `[first, first + count)`.
+
+    Args:
+        q: fp32 `[group, head_dim]`, scaled.
+        k: `[slots, head_dim]` or wider.
+        v: likewise.
+        position: `int32 [slots]`.
+        segment: `uint8 [slots]`.
+        first: slot.
+        count: entries, at least one.
+        query: int32, the query's token index.
+        measure: whether statistics are wanted; the output is the same to the bit without.
+        e: fp32 `[group, >= count]`: afterwards e^(score - largest of its part).
+        rows: fp32 `[TILE, head_dim]`, scratch, for keys in half precision that several heads read; `[0, 0]` if unused.
+        ends: int64 `[>= count]`, scratch.
+        sums: fp32 `[group, 2, SUMS]`, written, for the rest and for the image.
+        mass: fp32 `[group, 6]`, written: sum e per segment, relative to the largest of the segment's part.
+        best: int32 `[group, 2]`, written: position of the largest score.
+        retained: int32 `[6]`, written.
+        out: fp32 `[2, group, head_dim]`, written: sum e v.
+
+    Returns:
+        Whether every entry's segment is one.
+    """
+    group = q.shape[0]
+    pieces = _pieces(segment, first, count, ends)
+    if not pieces:
+        return False
+    if rows.shape[0]:
+        for j in range(0, count, TILE):
+            some = min(TILE, count - j)
+            widen(k, first + j, some, rows)
+            scores_of(q, rows, 0, some, e, j)
+    else:
+        scores_of(q, k, first, count, e, 0)
+    sums[:, :, :] = ZERO
+    sums[:, :, LARGEST], sums[:, :, SELF:] = _LOWEST, np.float32(np.nan)
+    mass[:, :], out[:, :, :], best[:, :], retained[:] = ZERO, ZERO, -1, 0
+    low = 0
+    for piece in range(pieces):
+        high = ends[piece]
+        part = IMAGE_PART if segment[first + low] == _IMAGE else REST
+        retained[segment[first + low]] += high - low
+        for g in range(group):
+            largest = _largest(e[g, low:high])
+            if best[g, part] < 0 or largest > sums[g, part, LARGEST]:
+                sums[g, part, LARGEST] = largest
+                best[g, part] = position[first + low + _index_of(e[g, low:high], largest)] if measure else 0
+        low = high
+    low = 0
+    for piece in range(pieces):
+        high = ends[piece]
+        kind = segment[first + low]
+        part = IMAGE_PART if kind == _IMAGE else REST
+        for g in range(group):
+            # Where everything is masked, zero stands in for -inf: every e is then zero, not NaN.
+            largest = max(sums[g, part, LARGEST], np.float32(-3e38))
+            total, times_score = _exponentials(e[g, low:high], largest)
+            sums[g, part, TIMES_SCORE] += times_score
+            mass[g, kind] += total
+            if measure:
+                _add_sums(e[g, low:high], position[first + low : first + high], query, sums[g, part])
+            sums[g, part, TOTAL] += total
+        if rows.shape[0]:
+            for j in range(low, high, TILE):
+                some = min(TILE, high - j)
+                widen(v, first + j, some, rows)
+                add_values(e, j, rows, 0, some, out[part])
+        else:
+            add_values(e, low, v, first + low, high - low, out[part])
+        low = high
+    if measure:
+        _add_near(e, position, first, count, query, segment, sums)
+    return True

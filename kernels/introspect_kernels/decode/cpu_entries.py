@@ -1,0 +1,111 @@
+"""The compiled CPU path as C functions of one address, and where their machine code is kept.
+
+Compiling takes some ten seconds for each dtype, once: Numba keeps the code beside the sources, or in the user's cache
+directory where it may not write there. It notices when the file of a function has changed, but not when that of another
+function has which it calls; so the entry points depend on a hash of all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numba import carray, cfunc, types
+
+from introspect_kernels.decode.cpu_call import CHUNKS, FIELDS, LARGE, SCRATCH, SIZE, SOURCE, STATUS, WELL, call_at, scratch_size, survey
+from introspect_kernels.decode.cpu_decode import attend, finish
+from introspect_kernels.decode.cpu_scalars import address
+
+_OF_ONE_ADDRESS = types.int64(types.int64)
+
+
+def _source_hash() -> int:
+    """Changes with any line of the compiled sources, or of what they take their constants from."""
+    here = Path(__file__).parent
+    files = [*sorted(here.glob("cpu_*.py")), here / "packing.py", here.parent / "segments.py", here.parent / "statistics.py"]
+    return int.from_bytes(hashlib.sha256(b"".join(file.read_bytes() for file in files)).digest()[:7], "big")
+
+
+@cache
+def in_one_thread(kind: str) -> Callable[[int], int]:
+    """`whole` as Python calls it."""
+    called: Callable[[int], int] = whole(kind).ctypes  # made anew by every look at it
+    return called
+
+
+@cache
+def whole(kind: str) -> Any:
+    """Everything in one thread, compiled or loaded at the first call.
+
+    Args:
+        kind: NumPy's name of the type that keys reach Numba as, see `cpu_scalars.as_float`.
+
+    Returns:
+        A C function of the address of a `Call`'s fields as int64 numbers. It returns `WELL`, `OUTSIDE`, `BAD_SEGMENT`; or
+        `LARGE` when it has only filled in `chunks`, `size`, and under `scratch` how much of it is needed, because threads
+        are worth it.
+    """
+    tag, source = np.empty(0, kind), _source_hash()
+
+    @_compiled
+    def function(fields: int) -> Any:
+        numbers = carray(address(fields), (FIELDS,), np.int64)
+        numbers[SOURCE] = source
+        found, numbers[CHUNKS], numbers[SIZE] = survey(call_at(fields))
+        call = call_at(fields)
+        if found == LARGE:
+            numbers[SCRATCH] = scratch_size(call)
+        if found != WELL:
+            return found
+        scratch = np.empty(scratch_size(call), np.float32)
+        attend(tag, call, scratch, fields)
+        if numbers[STATUS] == WELL:
+            finish(call, scratch)
+        return numbers[STATUS]
+
+    return function
+
+
+@cache
+def chunk_after_chunk(kind: str) -> Any:
+    """The same kind of function, for as many threads at once as call it; needs `scratch`. What it leaves is for `joining`."""
+    tag, source = np.empty(0, kind), _source_hash()
+
+    @_compiled
+    def function(fields: int) -> Any:
+        numbers = carray(address(fields), (FIELDS,), np.int64)
+        numbers[SOURCE] = source
+        call = call_at(fields)
+        attend(tag, call, carray(address(call.scratch), (scratch_size(call),), np.float32), fields)
+        return numbers[STATUS]
+
+    return function
+
+
+@cache
+def joining() -> Any:
+    """The same kind of function, which joins what threads left and returns what they found."""
+    source = _source_hash()
+
+    @_compiled
+    def function(fields: int) -> Any:
+        numbers = carray(address(fields), (FIELDS,), np.int64)
+        numbers[SOURCE] = source
+        if numbers[STATUS] == WELL:
+            call = call_at(fields)
+            finish(call, carray(address(call.scratch), (scratch_size(call),), np.float32))
+        return numbers[STATUS]
+
+    return function
+
+
+def _compiled(function: Callable[[int], Any]) -> Any:
+    """A C function, whose machine code is kept where there is a place to keep it."""
+    try:
+        return cfunc(_OF_ONE_ADDRESS, cache=True)(function)
+    except RuntimeError:  # neither the package's folder nor the user's cache can be written to
+        return cfunc(_OF_ONE_ADDRESS)(function)
