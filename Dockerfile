@@ -17,6 +17,8 @@ RUN pip install --no-cache-dir .
 
 RUN useradd --uid 10001 --create-home introspect
 USER introspect
+# Attention for CPUs is compiled now rather than at each start; on another kind of processor it is compiled again.
+RUN python -c "import torch, introspect_kernels; introspect_kernels.compile_ahead(torch.float32)"
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \
   CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/readyz', timeout=2)"]
