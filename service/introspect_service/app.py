@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, FastAPI
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
@@ -31,6 +31,9 @@ from introspect_service.runner import Runner
 from introspect_service.settings import Settings
 from introspect_service.sse import Viewers
 from introspect_service.state import Service, ServiceDep
+
+if TYPE_CHECKING:
+    from introspect_service.remote_images import RemoteImages
 
 router = APIRouter()
 
@@ -64,7 +67,9 @@ def create_app(settings: Settings | None = None, backend: Backend | None = None)
                 loaded, Path(settings.probe_folder) if settings.probe_folder else None, allow_mismatch=settings.allow_mismatch
             )
             metrics = Metrics(runner, bus, records, viewers, probes)
-            app.state.service = Service(settings, loaded, probes, runner, bus, records, viewers, metrics, labels)
+            app.state.service = Service(
+                settings, loaded, probes, runner, bus, records, viewers, metrics, labels, make_remote_images(settings)
+            )
             yield
 
     app = FastAPI(title="Introspect", version=_version(), lifespan=lifespan)
@@ -88,6 +93,21 @@ def make_bus(settings: Settings) -> SignalBus:
     if settings.redis_url is None:
         return OffBus()
     return RedisBus(settings.redis_url, max_length=settings.stream_max_length, queue_length=settings.event_queue)
+
+
+def make_remote_images(settings: Settings) -> RemoteImages | None:
+    """What fetches pictures from the hosts that `settings` list; nothing where they list none."""
+    if not settings.image_hosts:
+        return None
+    from introspect_service.remote_images import RemoteImages  # needs an extra
+
+    return RemoteImages(
+        settings.image_hosts,
+        max_bytes=settings.max_image_bytes,
+        total_bytes=settings.max_body_bytes,
+        seconds=settings.remote_image_seconds,
+        allow_http=settings.remote_image_http,
+    )
 
 
 def _version() -> str:

@@ -14,8 +14,8 @@ from pydantic import BaseModel
 
 from introspect_service.answers import AnswerWriter
 from introspect_service.choices import choice_id, choice_requests
-from introspect_service.conversation import check_counts, to_engine_request
-from introspect_service.errors import ApiError, ErrorBody, QueueFullError, error_body
+from introspect_service.conversation import check_counts, refused_picture, remote_pictures, to_engine_request
+from introspect_service.errors import ApiError, ErrorBody, ImageError, QueueFullError, error_body
 from introspect_service.generation import Ended, Token
 from introspect_service.logs import answer_log
 from introspect_service.publisher import AnswerPublisher
@@ -63,8 +63,9 @@ async def _begin(chat: ChatRequest, completion_id: str, service: Service, reques
     scorer = service.probes.scorer  # for good: what is accepted now keeps it
     try:
         service.runner.check_room(chat.choices)
+        fetched = await _fetch(chat, service)
         async with service.decoders:
-            request = await asyncio.to_thread(to_engine_request, chat, completion_id, service.settings)
+            request = await asyncio.to_thread(to_engine_request, chat, completion_id, service.settings, fetched)
         requests = choice_requests(request, chat.choices)
         service.runner.check_room(len(requests))  # nothing is awaited from here on: all of them are taken, or none
         publishers = [_publisher(service, each.id, scorer.name) for each in requests]
@@ -78,6 +79,18 @@ async def _begin(chat: ChatRequest, completion_id: str, service: Service, reques
         raise ApiError(
             503, "Too many requests are waiting; try again later.", code="queue_full", headers={"Retry-After": str(full.retry_after)}
         ) from None
+
+
+async def _fetch(chat: ChatRequest, service: Service) -> dict[str, bytes]:
+    """The pictures that are not in the request itself, where the operator allows it; else their addresses are refused later."""
+    places = list(remote_pictures(chat)) if service.remote_images is not None else []
+    if service.remote_images is None or not places:
+        return {}
+    found = await service.remote_images.fetch_all(url for _, url in places)
+    for param, url in places:
+        if isinstance(refused := found[url], ImageError):
+            raise refused_picture(refused, param)
+    return {url: data for url, data in found.items() if isinstance(data, bytes)}
 
 
 def _listeners(service: Service, request_id: str, choice: str) -> tuple[Listener, ...]:

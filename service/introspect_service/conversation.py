@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
 from introspect.types import Budget, ImagePart, Message, Request, Role, SamplingParams, TextPart
 from introspect_service.budgets import override_budget
 from introspect_service.errors import ApiError, ImageError
-from introspect_service.images import decode_data_uri
+from introspect_service.images import decode_data_uri, decode_image
 from introspect_service.schemas import ChatMessage, ChatRequest, ImageContent, TextContent
 from introspect_service.settings import Settings
 
 _ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 
-def to_engine_request(chat: ChatRequest, request_id: str, settings: Settings) -> Request:
+def remote_pictures(chat: ChatRequest) -> Iterator[tuple[str, str]]:
+    """Every picture that is no `data:` URI: its place in the request, and its address."""
+    for place, message in enumerate(chat.messages):
+        for number, part in enumerate(message.content):
+            if isinstance(part, ImageContent) and part.image_url.url[:5].lower() != "data:":
+                yield _param(place, number), part.image_url.url
+
+
+def to_engine_request(chat: ChatRequest, request_id: str, settings: Settings, fetched: Mapping[str, bytes] | None = None) -> Request:
     """Decode the pictures of `chat`, which `check_counts` let pass, and write it in the engine's terms.
 
     Decodes pictures: run it beside the event loop, not on it.
 
+    Args:
+        chat: what was asked.
+        request_id: the answer's id.
+        settings: the limits.
+        fetched: encoded pictures by their addresses; no other address is taken.
+
     Raises:
         ApiError: 400, naming the field that is over a limit or cannot be read.
     """
-    return Request(request_id, _messages(chat.messages, settings), _sampling(chat, settings), _budget(chat, settings))
+    return Request(request_id, _messages(chat.messages, settings, fetched or {}), _sampling(chat, settings), _budget(chat, settings))
 
 
 def check_counts(chat: ChatRequest, settings: Settings) -> None:
@@ -45,7 +61,7 @@ def check_counts(chat: ChatRequest, settings: Settings) -> None:
         raise refuse("characters", settings.max_prompt_chars)
 
 
-def _messages(messages: list[ChatMessage], settings: Settings) -> tuple[Message, ...]:
+def _messages(messages: list[ChatMessage], settings: Settings, fetched: Mapping[str, bytes]) -> tuple[Message, ...]:
     pixels_left = settings.max_pixels
     done = []
     for place, message in enumerate(messages):
@@ -55,13 +71,26 @@ def _messages(messages: list[ChatMessage], settings: Settings) -> tuple[Message,
                 parts.append(TextPart(part.text, is_context=part.segment == "context"))
                 continue
             try:
-                image = decode_data_uri(part.image_url.url, max_bytes=settings.max_image_bytes, max_pixels=pixels_left)
+                url = part.image_url.url
+                if (data := fetched.get(url)) is not None:
+                    image = decode_image(data, max_pixels=pixels_left)
+                else:
+                    image = decode_data_uri(url, max_bytes=settings.max_image_bytes, max_pixels=pixels_left)
             except ImageError as error:
-                raise ApiError(400, str(error), param=f"messages.{place}.content.{number}.image_url.url", code="invalid_image") from None
+                raise refused_picture(error, _param(place, number)) from None
             pixels_left -= image.width * image.height
             parts.append(ImagePart(image))
         done.append(Message(_ROLES[message.role], tuple(parts)))
     return tuple(done)
+
+
+def refused_picture(error: ImageError, param: str) -> ApiError:
+    """What the client is told of a picture that is not taken."""
+    return ApiError(400, str(error), param=param, code="invalid_image")
+
+
+def _param(place: int, number: int) -> str:
+    return f"messages.{place}.content.{number}.image_url.url"
 
 
 def _sampling(chat: ChatRequest, settings: Settings) -> SamplingParams:

@@ -1,6 +1,6 @@
 """Pictures from `data:` URIs, with every size checked before the work that it would cause.
 
-Nothing is fetched: a remote address or a file is refused. What a decoder says
+Nothing is fetched here (see `remote_images`): a remote address or a file is refused. What a decoder says
 about hostile bytes is not passed on (one such message once told a heap address,
 CVE-2026-22778).
 """

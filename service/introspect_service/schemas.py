@@ -72,7 +72,7 @@ class TextContent(_Strict):
 
 
 class ImageUrl(_Strict):
-    """A picture as a `data:` URI (png, jpeg or webp); `detail` is accepted and has no effect."""
+    """A picture as a `data:` URI (png, jpeg or webp), or its address where the server allows its host; `detail` has no effect."""
 
     url: str
     detail: Literal["auto", "low", "high"] | None = None

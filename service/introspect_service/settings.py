@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import socket
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit, urlunsplit
@@ -19,6 +21,7 @@ EMBEDDED_REDIS_PORT = 6399
 SHORTEST_KEY = 16
 """Characters of an API key: fewer could be guessed."""
 
+_HOST = re.compile(r"(?=.{1,253}(?::|$))[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?(?::[0-9]{1,5})?")
 _REDIS_SCHEMES = ("redis", "rediss", "unix")
 
 Port = Annotated[int, Field(ge=0, le=65_535)]
@@ -50,6 +53,9 @@ class Settings(BaseSettings):
         max_image_bytes: largest encoded picture.
         max_pixels: pixels of all pictures of a request together, checked before they are decoded.
         max_images: pictures in a request.
+        remote_image_hosts: hosts from which pictures are fetched, separated by commas, `host` or `host:port`; none where absent.
+        remote_image_http: fetch them over plain http too.
+        remote_image_seconds: how long fetching all pictures of a request may take.
         max_messages: messages in a request.
         max_prompt_chars: characters of all texts of a request together.
         max_tokens: longest answer that can be asked for.
@@ -90,6 +96,9 @@ class Settings(BaseSettings):
     max_image_bytes: Count = 8_000_000
     max_pixels: Count = 16_000_000
     max_images: Count = 8
+    remote_image_hosts: str | None = None
+    remote_image_http: bool = False
+    remote_image_seconds: Annotated[float, Field(gt=0, le=60)] = 5.0
     max_messages: Count = 64
     max_prompt_chars: Count = 32_000
     max_tokens: Count = 1_024
@@ -121,6 +130,17 @@ class Settings(BaseSettings):
         if value is not None and not Path(value).is_dir():
             raise ValueError(f"expected a folder of probe sets, got {value!r}, which is none")
         return value
+
+    @field_validator("remote_image_hosts")
+    @classmethod
+    def _hosts_are_names(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        if find_spec("httpx") is None:
+            raise ValueError("pictures can be fetched with pip install 'introspect-mllm[remote-images]' (httpx is missing)")
+        if not all(_HOST.fullmatch(each.strip()) for each in value.split(",")):
+            raise ValueError("expected hosts such as images.example.org or images.example.org:8443, separated by commas")
+        return value.lower()
 
     @field_validator("admin_key")
     @classmethod
@@ -161,6 +181,11 @@ class Settings(BaseSettings):
     def keys(self) -> tuple[str, ...]:
         """The keys of which a caller must have one; none where anybody may ask."""
         return _split(self.api_keys) if self.api_keys is not None else ()
+
+    @property
+    def image_hosts(self) -> tuple[str, ...]:
+        """The hosts from which pictures are fetched."""
+        return tuple(each.strip() for each in self.remote_image_hosts.split(",")) if self.remote_image_hosts else ()
 
     @property
     def opening_keys(self) -> tuple[str, ...]:

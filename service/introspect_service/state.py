@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field
-from typing import Annotated, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 from fastapi import Depends, Request
 
@@ -19,6 +19,9 @@ from introspect_service.records import RecordStore
 from introspect_service.runner import Runner
 from introspect_service.settings import Settings
 from introspect_service.sse import Viewers
+
+if TYPE_CHECKING:  # needs an extra
+    from introspect_service.remote_images import RemoteImages
 
 DECODERS = 2
 """Requests whose pictures are decoded at the same time."""
@@ -37,6 +40,7 @@ class Service:
     viewers: Viewers
     metrics: Metrics
     labels: LabelStore | None = None
+    remote_images: RemoteImages | None = None
     started: int = field(default_factory=lambda: int(time.time()))
     draining: asyncio.Event = field(default_factory=asyncio.Event)
     decoders: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(DECODERS))
