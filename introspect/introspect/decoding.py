@@ -1,99 +1,48 @@
-"""One decode step of everything that runs."""
+"""One decode step of everything that runs: a function on fixed buffers, of which the host reads the results and nothing else."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from introspect.answer import Answer
 from introspect.attention import DecodePass, active
+from introspect.lanes import Lane, Wants
 from introspect.loading import LoadedModel
-from introspect.pool import SlotPool
-from introspect.sampling import Drawing, choose, logit_stats, measure
+from introspect.pool import Runs, SlotPool
+from introspect.sampling import UNFORCED, Drawing, choose, logit_stats, measure
 from introspect.types import HeadRow, LogitStats
-from introspect_kernels import Arena
 from introspect_kernels.decode.packing import INDICES, REALS, PackedStats
 
-_NO_WINDOW = 2**31 - 1
+StepShape = tuple[tuple[Wants, int], ...]
+"""What each lane wants, and how many rows it has."""
 
 
-class Lane:
-    """Answers of a step that want the same of it: statistics or not, received attention or not.
+class HeadTensors(NamedTuple):
+    """The statistics of every layer, each sequence's numbers side by side.
 
-    Args:
-        pool: where their entries lie.
-        answers: they.
-        rows: which rows of the step's batch they are.
-        windows: per layer how many entries a query sees, or `None` for all.
+    Attributes:
+        reals: `float32 [batch, 11, layers, heads]`, in the order of `REALS`.
+        indices: `int32 [batch, 2, layers, heads]`, in the order of `INDICES`.
+        mass: `float32 [batch, layers, heads, 6]`.
+        retained: `int32 [batch, layers, kv_heads, 6]`.
     """
 
-    def __init__(self, pool: SlotPool, answers: Sequence[Answer], rows: slice, windows: Sequence[int | None]) -> None:
-        self.rows, self.answers = rows, list(answers)
-        self._runs = [answer.runs for answer in answers if answer.runs is not None]
-        self.wants_stats, tracked = wants(answers[0])
-        self._start, self._length, self._capacity = (
-            torch.stack([getattr(one, name) for one in self._runs], 1) for name in ("start", "length", "capacity")
-        )
-        self._first = self._start.clone()
-        sizes = [_NO_WINDOW if window is None else window for window in windows]
-        self._windows = torch.tensor(sizes, dtype=torch.int32)[:, None, None].to(self._start.device) if min(sizes) < _NO_WINDOW else None
-        self._over = torch.zeros_like(self._start)
-        # What follows is changed in place by each step, so that it is looked up once.
-        self._slot = (self._start + self._length - 1).long()
-        self._slots = self._slot.flatten(1).unbind(0)
-        parts = zip(self._start.unbind(0), self._length.unbind(0), self._capacity.unbind(0), strict=True)
-        self._arenas = [pool.arena(layer, *part, tracked=tracked) for layer, part in enumerate(parts)]
-        self._position, self._segment = (torch.zeros_like(self._start[0], dtype=dtype) for dtype in (torch.int32, torch.uint8))
-
-    def begin(self, position: torch.Tensor, segment: torch.Tensor) -> None:
-        """Make room in all layers at once for the step's entries, `position` and `segment` `[batch]`."""
-        self._position.copy_(position[self.rows, None])
-        self._segment.copy_(segment[self.rows, None])
-        self._slot += 1
-        self._length += 1
-        if self._windows is not None:  # entries that a layer with a window does not see any more are let go
-            torch.clamp(self._length - self._windows, min=0, out=self._over)
-            self._start += self._over
-            self._length -= self._over
-            self._capacity -= self._over
-
-    def undo(self) -> None:
-        """Forget the step that began last: it has failed."""
-        self._slot -= 1
-        self._length += self._over - 1
-        self._start -= self._over
-        self._capacity += self._over
-
-    def append(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> Arena:
-        """Store the step's own entry of each answer, `[batch, kv_heads, head_dim]`; what a layer's queries see, that entry included.
-
-        Nobody asks whether there is room: the scheduler knows, and the host reads no length.
-        """
-        arena, slots = self._arenas[layer], self._slots[layer]
-        arena.k.index_copy_(0, slots, k.flatten(0, 1))
-        arena.v.index_copy_(0, slots, v.flatten(0, 1))
-        arena.position.index_copy_(0, slots, self._position.view(-1))
-        arena.segment.index_copy_(0, slots, self._segment.view(-1))
-        if arena.received is not None and arena.queries is not None:
-            arena.received.index_fill_(0, slots, 0)
-            arena.queries.index_fill_(0, slots, 0)
-        return arena
-
-    def write_back(self) -> None:
-        """Tell each answer's runs how long they have become; they may have moved since the lane was made."""
-        for row, one in enumerate(self._runs):
-            one.length = self._length[:, row].clone()
-            if self._windows is not None:
-                slid = self._start[:, row] - self._first[:, row]
-                one.start, one.capacity = one.start + slid, one.capacity - slid
-        self._first = self._start.clone()
+    reals: torch.Tensor
+    indices: torch.Tensor
+    mass: torch.Tensor
+    retained: torch.Tensor
 
 
-def wants(answer: Answer) -> tuple[bool, bool]:
-    """Whether an answer's next step is to give head statistics, and whether it keeps received attention."""
-    return answer.prompt.request.signals and not answer.is_feeding, answer.runs is not None and answer.runs.tracked
+class Outputs(NamedTuple):
+    """What a step leaves on the device: see `measure`, and each lane's head statistics where it wants them."""
+
+    ids: torch.Tensor
+    reals: torch.Tensor
+    heads: tuple[HeadTensors | None, ...]
 
 
 @dataclass(frozen=True)
@@ -105,56 +54,139 @@ class Step:
     heads: list[HeadRow | None]
 
 
-@torch.inference_mode()
-def decode_step(loaded: LoadedModel, lanes: Sequence[Lane], impl: str | None = None) -> Step:
-    """One token of every answer; one that fails adds nothing to any. The device's results are read once, when all of it is done."""
-    answers = [answer for lane in lanes for answer in lane.answers]
-    token, position, segment, forced, *rotary = torch.tensor([answer.query for answer in answers], device=loaded.device).unbind(1)
-    decode = DecodePass(lanes, position.to(torch.int32), impl)
-    for lane in lanes:
-        lane.begin(decode.position, segment.to(torch.uint8))
-    try:
-        logprobs = _forward(loaded, decode, token, torch.stack(rotary) if len(rotary) > 1 else rotary[0])
-        ids, reals = measure(logprobs, choose(logprobs, forced, _drawing(answers, loaded.device)))
-    except Exception:
-        for lane in lanes:
-            lane.undo()
-        raise
-    stats = [logit_stats(*row) for row in zip(ids.tolist(), reals.tolist(), strict=True)]
-    heads: list[HeadRow | None] = []
-    for number, lane in enumerate(lanes):
-        heads += head_rows(decode.stats[number]) if number in decode.stats else [None] * len(lane.answers)
-    return Step(ids[:, 0].tolist(), stats, heads)
+class DecodeStep:
+    """Decode steps of one shape.
+
+    Args:
+        loaded: the model.
+        pool: where entries lie; a step made before its tensors moved is of no use any more.
+        shape: of the batch.
+        impl: which `decode_attention` implementation.
+        parking: see `Lane`.
+    """
+
+    def __init__(self, loaded: LoadedModel, pool: SlotPool, shape: StepShape, impl: str | None = None, parking: Runs | None = None) -> None:
+        self._loaded, self._impl = loaded, impl
+        self._embed = loaded.model.get_input_embeddings()
+        self.lanes: list[Lane] = []
+        self.rows = 0
+        for wanted, size in shape:
+            self.lanes.append(Lane(pool, wanted, slice(self.rows, self.rows + size), loaded.windows, parking))
+            self.rows += size
+        self._queries = torch.empty(0)
+        self._drawing = torch.zeros(self.rows, 3, dtype=torch.float64, device=loaded.device)
+
+    @property
+    def answers(self) -> list[Answer]:
+        """Whose step it is, in the order of its results."""
+        return [answer for lane in self.lanes for answer in lane.answers]
+
+    def fill(self, groups: Sequence[Sequence[Answer]]) -> None:
+        """Take up answers, a group a lane."""
+        for lane, group in zip(self.lanes, groups, strict=True):
+            lane.fill(group)
+
+    def write_back(self) -> None:
+        """Tell each answer's runs how long they have become, and give them up."""
+        for lane in self.lanes:
+            lane.write_back()
+
+    def run(self) -> Step:
+        """One token of every answer; a step that fails adds nothing to any."""
+        with torch.inference_mode():
+            forces, samples = self.load()
+            return self.read(self.compute(forces=forces, samples=samples))
+
+    def load(self) -> tuple[bool, bool]:
+        """Write the answers' queries into the buffers; whether a token is forced, and whether one is drawn."""
+        queries, drawing, samples, forces = [], [], False, False
+        for lane in self.lanes:
+            idle = lane.rows.stop - lane.rows.start - len(lane.answers)
+            mine = [answer.query for answer in lane.answers]
+            queries += mine + [[0, 0, 0, UNFORCED, *[0] * (len(mine[0]) - 4)]] * idle
+            drawing += [answer.sampling for answer in lane.answers] + [(0.0, 1.0, 0.0)] * idle
+            samples |= any(answer.samples for answer in lane.answers)
+            forces |= any(answer.forced for answer in lane.answers)
+        given = torch.tensor(queries)
+        if self._queries.shape != given.shape:
+            self._queries = torch.empty_like(given, device=self._loaded.device)
+        self._queries.copy_(given)
+        if samples:
+            self._drawing.copy_(torch.tensor(drawing, dtype=torch.float64))
+        return forces, samples
+
+    def compute(self, *, forces: bool, samples: bool) -> Outputs:
+        """The step itself: from buffers to outputs, on the device.
+
+        Args:
+            forces: whether any row's token is forced.
+            samples: whether any row's token is drawn.
+        """
+        token, position, segment, forced, *rotary = self._queries.unbind(1)
+        decode = DecodePass(self.lanes, position.to(torch.int32), self._impl)
+        origin = segment.to(torch.uint8)
+        for lane in self.lanes:
+            lane.begin(decode.position, origin)
+        try:
+            logprobs = self._forward(decode, token, torch.stack(rotary) if len(rotary) > 1 else rotary[0])
+            drawing = Drawing(*self._drawing.unbind(1)) if samples else None
+            ids, reals = measure(logprobs, choose(logprobs, forced if forces else None, drawing))
+            heads = tuple(pack_heads(decode.stats[n]) if n in decode.stats else None for n in range(len(self.lanes)))
+        except Exception:
+            for lane in self.lanes:
+                lane.undo()
+            raise
+        return Outputs(ids, reals, heads)
+
+    def _forward(self, decode: DecodePass, token: torch.Tensor, rotary: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities `[batch, vocab]` from tokens `[batch]` and rotary positions `[batch]` or `[axes, batch]`."""
+        model = self._loaded.model
+        with active(decode):
+            hidden = self._loaded.language_model(
+                inputs_embeds=self._embed(token[:, None]),
+                # One that is prepared already: nobody builds another, nor looks on the host whether one is needed.
+                attention_mask=torch.ones((1, 1, 1, 1), dtype=torch.bool, device=token.device),
+                position_ids=rotary[..., None],
+                use_cache=False,
+            ).last_hidden_state
+        return torch.log_softmax(model.lm_head(hidden[:, -1]).float(), -1)
+
+    def read(self, outputs: Outputs) -> Step:
+        """Bring a step's results to the host: all copies are under way before it waits."""
+        ids, reals = (tensor.to("cpu", non_blocking=True) for tensor in outputs[:2])
+        copied = [found and HeadTensors(*(tensor.to("cpu", non_blocking=True) for tensor in found)) for found in outputs.heads]
+        if outputs.ids.is_cuda:
+            torch.cuda.current_stream(outputs.ids.device).synchronize()
+        all_ids, all_reals = ids.tolist(), reals.tolist()
+        tokens: list[int] = []
+        logits: list[LogitStats] = []
+        heads: list[HeadRow | None] = []
+        for lane, found in zip(self.lanes, copied, strict=True):
+            used = len(lane.answers)
+            rows = range(lane.rows.start, lane.rows.start + used)
+            tokens += [all_ids[row][0] for row in rows]
+            logits += [logit_stats(all_ids[row], all_reals[row]) for row in rows]
+            heads += head_rows(found)[:used] if found is not None else [None] * used
+        return Step(tokens, logits, heads)
 
 
-def _drawing(answers: Sequence[Answer], device: torch.device) -> Drawing | None:
-    """How the rows draw their tokens; `None` where all are greedy."""
-    if not any(answer.samples for answer in answers):
-        return None
-    return Drawing(*torch.tensor([answer.sampling for answer in answers], dtype=torch.float64, device=device).unbind(1))
+def pack_heads(layers: Sequence[PackedStats]) -> HeadTensors:
+    """The statistics of a lane's layers in four tensors."""
+    reals, indices = (
+        torch.stack([getattr(stats, name) for stats in layers], 1).permute(2, 0, 1, 3).contiguous() for name in ("reals", "indices")
+    )
+    return HeadTensors(reals, indices, *(torch.stack([getattr(stats, name) for stats in layers], 1) for name in ("mass", "retained")))
 
 
-def _forward(loaded: LoadedModel, decode: DecodePass, token: torch.Tensor, rotary: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities `[batch, vocab]` from tokens `[batch]` and rotary positions `[batch]` or `[axes, batch]`."""
-    with active(decode):
-        hidden = loaded.language_model(
-            inputs_embeds=loaded.model.get_input_embeddings()(token[:, None]),
-            # One that is prepared already: nobody builds another, nor looks on the host whether one is needed.
-            attention_mask=torch.ones((1, 1, 1, 1), dtype=torch.bool, device=token.device),
-            position_ids=rotary[..., None],
-            use_cache=False,
-        ).last_hidden_state
-    return torch.log_softmax(loaded.model.lm_head(hidden[:, -1]).float(), -1)
-
-
-def head_rows(layers: Sequence[PackedStats]) -> list[HeadRow]:
-    """One row for each sequence from the statistics of every layer."""
-    # Each sequence's numbers side by side, [batch, ...]: a copy a type, and all fields are views of it.
-    reals = torch.stack([stats.reals for stats in layers], 1).permute(2, 0, 1, 3).contiguous().cpu().numpy()
-    indices = torch.stack([stats.indices for stats in layers], 1).permute(2, 0, 1, 3).contiguous().cpu().numpy()
-    mass = torch.stack([stats.mass for stats in layers], 1).cpu().numpy()
-    retained = torch.stack([stats.retained for stats in layers], 1).cpu().numpy()
+def head_rows(found: HeadTensors) -> list[HeadRow]:
+    """A row for each sequence; its fields are views."""
+    reals, indices, mass, retained = (tensor.numpy() for tensor in found)
     return [
-        HeadRow(**dict(zip(REALS, reals[row])), **dict(zip(INDICES, indices[row])), mass=mass[row], retained=retained[row])  # noqa: B905
+        HeadRow(
+            **dict(zip(REALS, reals[row], strict=True)),
+            **dict(zip(INDICES, indices[row], strict=True)),
+            mass=mass[row],
+            retained=retained[row],
+        )
         for row in range(len(mass))
     ]

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from introspect.attention import DecodePass, running
-from introspect.decoding import Lane
 from introspect.errors import ModelLoadError
+from introspect.lanes import Lane
 from introspect.loading import LoadedModel
 
 HiddenRows = dict[tuple[str, int], NDArray[np.float16]]
@@ -52,7 +52,7 @@ def hidden_states(loaded: LoadedModel) -> Iterator[HiddenRows]:
                 return
             states = (output[0] if isinstance(output, tuple) else output)[:, -1].to(torch.float16).cpu().numpy()
             for lane in (lane for lane in step.lanes if isinstance(lane, Lane)):
-                for answer, state in zip(lane.answers, states[lane.rows], strict=True):
+                for answer, state in zip(lane.answers, states[lane.rows], strict=False):  # a lane may have idle rows
                     key = (answer.prompt.request.id, answer.position)
                     rows.setdefault(key, np.full((len(layers), len(state)), np.nan, dtype=np.float16))[layer] = state
 

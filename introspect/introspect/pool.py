@@ -103,24 +103,23 @@ class _Layer:
 class SlotPool:
     """The slots of every layer.
 
-    Args:
-        layers: layers of the language model.
-        kv_heads: KV heads of each.
+    Attributes:
+        shape: layers of the language model, and KV heads of each.
         device: where keys and values are.
+        version: rises whenever runs have moved.
     """
 
     def __init__(self, layers: int, kv_heads: int, device: torch.device) -> None:
         self._layers = [_Layer() for _ in range(layers)]
-        self._shape, self._device = (layers, kv_heads), device
+        self.shape, self.device = (layers, kv_heads), device
         self._tracked = 0
         self.version = 0
-        """Rises whenever runs have moved."""
 
     def new_runs(self, *, tracked: bool = False) -> Runs:
         """Runs without slots; `tracked` keeps what their entries receive."""
-        start, length, capacity = (torch.zeros(self._shape, dtype=torch.int32, device=self._device) for _ in range(3))
+        start, length, capacity = (torch.zeros(self.shape, dtype=torch.int32, device=self.device) for _ in range(3))
         self._tracked += tracked
-        return Runs(start, length, capacity, [None] * self._shape[0], tracked)
+        return Runs(start, length, capacity, [None] * self.shape[0], tracked)
 
     def allocate(self, layer: int, runs: Sequence[Runs], capacity: torch.Tensor, like: torch.Tensor) -> None:
         """Give each of `runs` a block in `layer`.
@@ -142,7 +141,7 @@ class SlotPool:
         offsets = capacity.cumsum(1) - capacity
         for row, (one, first, size) in enumerate(zip(runs, firsts, sizes, strict=True)):
             one.blocks[layer] = (first, size)
-            one.start[layer], one.capacity[layer] = (first + offsets[row]).to(self._device), capacity[row].to(self._device)
+            one.start[layer], one.capacity[layer] = (first + offsets[row]).to(self.device), capacity[row].to(self.device)
             one.length[layer] = 0
             pool.owners[one] = None
             if pool.received is not None and pool.queries is not None:
@@ -183,7 +182,7 @@ class SlotPool:
             self.allocate(layer, [runs], capacity[layer : layer + 1], pool.k)
             runs.length[layer] = old.length[layer]
             most = int(old.length[layer].max())
-            step = torch.arange(most, device=self._device)
+            step = torch.arange(most, device=self.device)
             used = step < old.length[layer][:, None]
             source, target = ((one.start[layer][:, None] + step)[used].long() for one in (old, runs))
             for column in (pool.k, pool.v, pool.position, pool.segment, pool.received, pool.queries):
@@ -196,8 +195,8 @@ class SlotPool:
         """Some sequences of a layer as the operators take them: `[batch, kv_heads]` each; shares memory."""
         pool = self._layers[layer]
         if tracked and pool.received is None:
-            pool.received = torch.zeros(pool.slots, device=self._device)
-            pool.queries = torch.zeros(pool.slots, dtype=torch.int32, device=self._device)
+            pool.received = torch.zeros(pool.slots, device=self.device)
+            pool.queries = torch.zeros(pool.slots, dtype=torch.int32, device=self.device)
         received, queries = (pool.received, pool.queries) if tracked else (None, None)
         return Arena(pool.k, pool.v, pool.position, pool.segment, start, length, capacity, received, queries)
 
@@ -228,15 +227,15 @@ class SlotPool:
         pool = self._layers[layer]
         owners = sorted(pool.owners, key=lambda runs: runs.blocks[layer] or (0, 0))
         blocks = [runs.blocks[layer] or (0, 0) for runs in owners]
-        source = torch.cat([torch.arange(first, first + size) for first, size in blocks] or [torch.arange(0)]).to(self._device)
+        source = torch.cat([torch.arange(first, first + size) for first, size in blocks] or [torch.arange(0)]).to(self.device)
         width = like.shape[-1]
         pool.k = _moved(pool.k, source, like.new_empty(slots, width))
         pool.v = _moved(pool.v, source, like.new_empty(slots, width))
-        pool.position = _moved(pool.position, source, torch.full((slots,), -1, dtype=torch.int32, device=self._device))
-        pool.segment = _moved(pool.segment, source, torch.zeros(slots, dtype=torch.uint8, device=self._device))
+        pool.position = _moved(pool.position, source, torch.full((slots,), -1, dtype=torch.int32, device=self.device))
+        pool.segment = _moved(pool.segment, source, torch.zeros(slots, dtype=torch.uint8, device=self.device))
         if self._tracked and pool.received is not None and pool.queries is not None:
-            pool.received = _moved(pool.received, source, torch.zeros(slots, device=self._device))
-            pool.queries = _moved(pool.queries, source, torch.zeros(slots, dtype=torch.int32, device=self._device))
+            pool.received = _moved(pool.received, source, torch.zeros(slots, device=self.device))
+            pool.queries = _moved(pool.queries, source, torch.zeros(slots, dtype=torch.int32, device=self.device))
         else:
             pool.received = pool.queries = None
         at = 0

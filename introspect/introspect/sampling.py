@@ -29,12 +29,13 @@ class Drawing:
     draw: torch.Tensor
 
 
-def choose(logprobs: torch.Tensor, forced: torch.Tensor, drawing: Drawing | None) -> torch.Tensor:
+def choose(logprobs: torch.Tensor, forced: torch.Tensor | None, drawing: Drawing | None) -> torch.Tensor:
     """The next token of each row of `logprobs [batch, vocab]`. A row's token depends on that row alone.
 
     Args:
         logprobs: before temperature.
         forced: `int64 [batch]`, the token to take whatever the model says, or `UNFORCED`; one that does not exist is not taken.
+            Without it none is forced.
         drawing: how the others are drawn; without it they are greedy.
 
     Returns:
@@ -43,6 +44,8 @@ def choose(logprobs: torch.Tensor, forced: torch.Tensor, drawing: Drawing | None
     tokens = logprobs.argmax(-1)
     if drawing is not None:
         tokens = torch.where(drawing.temperature > 0, _drawn(logprobs, drawing), tokens)
+    if forced is None:
+        return tokens
     return torch.where((forced >= 0) & (forced < logprobs.shape[-1]), forced, tokens)
 
 
@@ -67,7 +70,8 @@ def measure(logprobs: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor,
         log-probability, the distribution's entropy (nats) and the candidates' log-probabilities.
     """
     top = logprobs.topk(min(NUM_CANDIDATES, logprobs.shape[-1]), dim=-1)
-    entropy = torch.special.entr(logprobs.exp()).sum(-1, keepdim=True)
+    finite = logprobs.clamp(min=torch.finfo(logprobs.dtype).min)  # what cannot be adds nothing, and not 0 times infinity
+    entropy = -(logprobs.exp() * finite).sum(-1, keepdim=True)
     chosen = logprobs.gather(-1, tokens[:, None])
     return torch.cat([tokens[:, None], top.indices], -1), torch.cat([chosen, entropy, top.values], -1)
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from typing import cast
 
 from introspect.answer import Answer
 from introspect.continuing import common_prefix, take_up
-from introspect.decoding import Lane, Step, decode_step, wants
+from introspect.decoding import DecodeStep, Step
+from introspect.lanes import wants
 from introspect.limits import Limits, Need, bytes_of, check_fits, need_of
 from introspect.loading import LoadedModel
 from introspect.pool import KVBytes, Runs, SlotPool
@@ -44,7 +46,7 @@ class Scheduler:
         self._running: list[Answer] = []
         self._needs: dict[Answer, Need] = {}
         self._reading: _Reading | None = None
-        self._lanes: list[Lane] = []
+        self._step: DecodeStep | None = None
         self._version = -1
 
     @property
@@ -185,7 +187,7 @@ class Scheduler:
         for answer, sequence in zip(reading.answers, reading.work.sequences, strict=True):
             answer.info, answer.runs, answer.room = sequence.info, sequence.runs, self._needs[answer].slack
         self._running += reading.answers
-        self._lanes = []
+        self._step = None
         return []
 
     def _fail_reading(self, reading: _Reading, problem: Exception) -> list[Event]:
@@ -210,10 +212,10 @@ class Scheduler:
     def _decode(self) -> list[Event]:
         """One token of everything that runs."""
         self._make_room()
-        lanes = self._current_lanes()
-        answers = [answer for lane in lanes for answer in lane.answers]
+        step = self._current_step()
+        answers = step.answers
         try:
-            made = decode_step(self._loaded, lanes, self._impl)
+            made = step.run()
         except Exception as problem:  # noqa: BLE001 - whose fault it is must be found out
             return self._decode_apart(answers, problem)
         return self._advance(answers, made)
@@ -229,19 +231,18 @@ class Scheduler:
         self._write_back()
         events: list[Event] = []
         for answer in answers:
-            lane = Lane(self._pool, [answer], slice(0, 1), self._loaded.windows)
+            step = self._step_of([[answer]])
             try:
                 if len(answers) == 1:
                     raise problem
-                made = decode_step(self._loaded, [lane], self._impl)
+                made = step.run()
             except Exception as own:
                 logger.exception("request %s failed", answer.prompt.request.id)
                 answer.keeps = False
                 self._leave([answer])
                 events.append((answer, own))
             else:
-                lane.write_back()
-                self._lanes = []
+                step.write_back()
                 events += self._advance([answer], made)
         return events
 
@@ -280,25 +281,25 @@ class Scheduler:
             if not answer.keeps:
                 self.release(answer)
 
-    def _current_lanes(self) -> list[Lane]:
-        """The lanes of what runs, made anew where somebody came, left or was moved."""
-        if not self._lanes or self._version != self._pool.version:
+    def _current_step(self) -> DecodeStep:
+        """The step of what runs, made anew where somebody came, left or was moved."""
+        if self._step is None or self._version != self._pool.version:
             self._write_back()
             self._running.sort(key=wants)
-            first = 0
-            for row, answer in enumerate(self._running):
-                if row + 1 == len(self._running) or wants(self._running[row + 1]) != wants(answer):
-                    rows = slice(first, row + 1)
-                    self._lanes.append(Lane(self._pool, self._running[rows], rows, self._loaded.windows))
-                    first = row + 1
+            self._step = self._step_of([list(group) for _, group in groupby(self._running, wants)])
             self._version = self._pool.version
-        return self._lanes
+        return self._step
+
+    def _step_of(self, groups: list[list[Answer]]) -> DecodeStep:
+        step = DecodeStep(self._loaded, self._pool, tuple((wants(group[0]), len(group)) for group in groups), self._impl)
+        step.fill(groups)
+        return step
 
     def _write_back(self) -> None:
-        """Runs take their lengths back from the lanes, which are given up."""
-        for lane in self._lanes:
-            lane.write_back()
-        self._lanes = []
+        """Runs take their lengths back from the step, which is given up."""
+        if self._step is not None:
+            self._step.write_back()
+            self._step = None
 
 
 class _Reading:

@@ -55,6 +55,11 @@ def test_forced_tokens_are_taken_where_they_exist() -> None:
     assert tokens.tolist() == [4, *rows[1:].argmax(-1).tolist()]
 
 
+def test_a_token_that_cannot_be_adds_nothing_to_the_entropy() -> None:
+    _, reals = measure(torch.tensor([[0.0, 0.0, -torch.inf]]).log_softmax(-1), torch.tensor([0]))
+    assert reals[0, 1] == pytest.approx(np.log(2))
+
+
 def test_statistics_are_of_the_distribution_and_the_chosen_token() -> None:
     probabilities = torch.tensor([[0.5, 0.125, 0.25, 0.125]])
     ids, reals = measure(probabilities.log(), torch.tensor([2]))
