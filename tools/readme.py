@@ -28,10 +28,14 @@ from introspect_kernels.bench import markdown
 from introspect_probes import engine_report
 from introspect_probes.drift_study import AFTER, BEFORE
 from introspect_probes.report import answers_table, claims_table, conditions_table, domain_line, strategy_lines, summary
+from introspect_probes.studies.arms import ARMS
+from introspect_probes.studies.shifts import SHIFTS
+from introspect_probes.studies.tables import free_running_table, kernel_only_table, read_results
 
 ROOT = Path(__file__).resolve().parent.parent
 REPORT = ROOT / "probes" / "results" / "embedded-1" / "report.json"
 DRIFT = ROOT / "probes" / "results" / "drift" / "embedded-1.json"
+STUDIES = ROOT / "probes" / "results"
 SCORING = ROOT / "probes" / "results" / "scoring" / "batch.json"
 KERNELS = sorted((ROOT / "kernels" / "benchmarks" / "results").glob("kernels-cpu-*.json"))
 ENGINE = ROOT / "introspect" / "benchmarks" / "results"
@@ -56,6 +60,8 @@ def figures() -> dict[str, str]:
         "model": model_table(),
         "scoring": scoring_line(),
         "drift": drift_lines(),
+        "kernel-only": kernel_only_table(read_results(STUDIES / "kernel-only", list(ARMS))),
+        "free-running": free_running_table(read_results(STUDIES / "free-running", list(SHIFTS))),
         **engine_report.blocks(ENGINE),
     } | markdown.blocks(json.loads(KERNELS[-1].read_text(encoding="utf-8")))
 

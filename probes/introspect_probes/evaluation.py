@@ -3,52 +3,34 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import f1_score
 
 from introspect.provenance import provenance
+from introspect_probes.answer_evaluation import evaluate_answers
 from introspect_probes.card import card
 from introspect_probes.carriers import carriers
-from introspect_probes.claim_probe import ClaimProbe, budget_features
-from introspect_probes.dataset import Claims, Table, load_table
+from introspect_probes.claim_baselines import has_hidden
+from introspect_probes.claim_evaluation import evaluate_claims
+from introspect_probes.dataset import Table, load_table
 from introspect_probes.domain import Domain
 from introspect_probes.errors import TraceError
-from introspect_probes.features import LOGITS
-from introspect_probes.fitting import fit_logistic
 from introspect_probes.guarantee import Guarantee
 from introspect_probes.html_report import html_report
 from introspect_probes.labels import read_labelled
-from introspect_probes.linear import LinearProbe, sigmoid
-from introspect_probes.metrics import (
-    ClusterBootstrap,
-    expected_calibration_error,
-    interval,
-    probability_metrics,
-    reliability,
-    weighted_auroc,
-)
+from introspect_probes.metrics import weighted_auroc
 from introspect_probes.parts import OUTSIDE_KIND, part_of
 from introspect_probes.probe_set import ProbeSet
-from introspect_probes.published import internal_matrix, published_confidence, published_risks, risk_logits
-from introspect_probes.selective import risk_coverage
-from introspect_probes.signals import STRATEGIES
-from introspect_probes.strategy_probe import StrategyProbe
+from introspect_probes.published import published_confidence, published_risks
+from introspect_probes.strategy_evaluation import evaluate_strategy
 from introspect_probes.telling_cases import telling_cases
 from introspect_probes.traces import Trace
-from introspect_probes.training_free import SCORES
 
-ALL = "all"
-SHUFFLES = 20
-MIN_OF_EACH = 10
-"""A claim type is reported on its own, and enters the macro mean, with this many true and false claims."""
 Floats = NDArray[np.floating]
 
 
@@ -67,13 +49,12 @@ def evaluate(probes: ProbeSet, folders: Sequence[Path], out: Path) -> dict[str, 
     """
     traces = list(chain.from_iterable(read_labelled(folder) for folder in folders))
     inside = [t for t in traces if t.kind != OUTSIDE_KIND]
-    test = load_table(t for t in inside if part_of(t) == "test")
-    fit = load_table(t for t in inside if part_of(t) == "fit")
+    fit, calibration, test = (load_table(t for t in inside if part_of(t) == part) for part in ("fit", "calibration", "test"))
     check_answers(fit, test)
     risks = published_risks(probes, test.claims)
     confidence = published_confidence(probes, test)
     conditions = sorted(set(test.conditions.tolist()))
-    absent = dict(probes.manifest.get("absent", {})) | {"hidden states (L+H)": "the engine does not record hidden states"}
+    absent = dict(probes.manifest.get("absent", {})) | absent_baselines(fit, test)
     report: dict[str, Any] = {
         "probe_set": probes.name,
         "conditions": {c: _condition_facts(test, c) for c in conditions},
@@ -83,9 +64,10 @@ def evaluate(probes: ProbeSet, folders: Sequence[Path], out: Path) -> dict[str, 
         "provenance": provenance(),
     }
     if probes.claims is not None and len(test.claims) and len(fit.claims):
-        report["claims"] = evaluate_claims(probes.claims, fit.claims, test.claims, risks, conditions)
+        found = evaluate_claims(probes.claims, fit, calibration, test, risks, conditions)
+        report["claims"], report["claims_pooled"] = found.conditions, found.pooled
     if probes.strategy is not None and len(test.claims):
-        report["strategy"] = evaluate_strategy(probes.strategy, test.claims)
+        report["strategy"] = evaluate_strategy(probes.strategy, test)
     if probes.domain is not None:
         report["domain"] = evaluate_domain(probes.domain, test, [t for t in traces if t.kind == OUTSIDE_KIND and part_of(t) == "test"])
     if probes.guarantee is not None:
@@ -117,6 +99,16 @@ def check_answers(fit: Table, test: Table) -> None:
             )
 
 
+def absent_baselines(fit: Table, test: Table) -> dict[str, str]:
+    """Baselines that these traces do not allow, and why."""
+    absent = {}
+    if not (has_hidden(fit) and has_hidden(test)):
+        absent["hidden states (L+H)"] = "these traces hold none; record with --hidden"
+    if any(a.trace.agreement is None for a in test.answers):
+        absent["agreement of samples"] = "no answers were sampled; record with --samples 10"
+    return absent
+
+
 def evaluate_guarantee(guarantee: Guarantee, test: Table, confidence: Floats) -> dict[str, Any]:
     """The guarantee, and what became of it on test answers."""
     accepted = confidence >= guarantee.threshold
@@ -125,216 +117,6 @@ def evaluate_guarantee(guarantee: Guarantee, test: Table, confidence: Floats) ->
         "test_answers": len(test.answers),
         "test_accepted": int(accepted.sum()),
         "test_risk": round(float((test.correct[accepted] == 0).mean()), 4) if accepted.any() else None,
-    }
-
-
-def claim_scores(probe: ClaimProbe, fit: Claims, test: Claims) -> dict[str, Floats]:
-    """Scores of every test claim, higher for false: baselines first, the probe last."""
-
-    def fitted(matrix_of: Any, strengths: Sequence[float] = (0.03, 0.1, 1.0)) -> Floats:
-        probe, _ = fit_logistic(matrix_of(fit), fit.label, fit.group, strengths=strengths)
-        return np.asarray(probe.logits(matrix_of(test))[:, 0])
-
-    first = test.logits
-    return {
-        "position": fitted(lambda c: np.concatenate([c.place, c.budget], 1)),
-        "question type": fitted(lambda c: np.concatenate([c.kind, c.budget], 1)),
-        "max probability": -first[:, 3].astype(float),
-        "mean logprob": -first[:, 8].astype(float),
-        "entropy": first[:, 1].astype(float),
-        "L": fitted(logit_matrix),
-        "attention alone": np.asarray(fit_logistic(fit.heads, fit.label, fit.group)[0].logits(test.heads)[:, 0]),
-        "probe": risk_logits(probe.internal, probe.prior, test),
-    }
-
-
-def logit_matrix(claims: Claims) -> Floats:
-    """What the baseline L reads: all logit statistics with position, repetition, type and budget."""
-    return np.concatenate([claims.logits, claims.place, claims.kind, claims.budget], axis=1)
-
-
-def evaluate_claims(probe: ClaimProbe, fit: Claims, test: Claims, risks: Floats, conditions: list[str]) -> dict[str, Any]:
-    """AUROC with intervals per condition, claim type and score, and the calibration of the published risk."""
-    scores = claim_scores(probe, fit, test)
-    shuffled = _shuffled_control(fit, test)
-    result: dict[str, Any] = {}
-    for condition in conditions:
-        inside = test.condition == condition
-        claims = test.where(inside)
-        own = {name: value[inside] for name, value in scores.items()}
-        rows = {ALL: _compare(own, claims, macro=True)}
-        for kind in sorted(set(claims.kinds.tolist())):
-            of_kind = claims.kinds == kind
-            if min(claims.label[of_kind].sum(), (1 - claims.label[of_kind]).sum()) >= MIN_OF_EACH:
-                rows[kind] = _compare({n: v[of_kind] for n, v in own.items()}, claims.where(of_kind), macro=False)
-        result[condition] = {
-            "auroc": rows,
-            "within_position": _within_position(own, claims),
-            "position_bins": _position_bins(own, claims),
-            "risk": probability_metrics(risks[inside], claims.label, claims.group),
-            "reliability": reliability(risks[inside], claims.label),
-            "shuffled_labels": _known([weighted_auroc(s[inside], claims.label, np.ones(len(claims))) for s in shuffled]),
-        }
-    return result
-
-
-def _compare(scores: dict[str, Floats], claims: Claims, *, macro: bool) -> dict[str, Any]:
-    """AUROC of every score, and the paired difference of the probe and L."""
-    bootstrap = ClusterBootstrap(claims.group)
-    strata = _reportable(claims) if macro else None
-    draws = {name: bootstrap.auroc(value, claims.label, strata) for name, value in scores.items()}
-    difference = interval(draws["probe"][0] - draws["L"][0], draws["probe"][1] - draws["L"][1])
-    return {
-        "claims": len(claims),
-        "false": int(claims.label.sum()),
-        "groups": len(set(claims.group.tolist())),
-        "scores": {name: interval(*d).as_list() for name, d in draws.items()},
-        "probe_minus_L": difference.as_list(),
-    }
-
-
-def _reportable(claims: Claims) -> NDArray[np.str_]:
-    """Claim types as strata of the macro mean; rare ones share one stratum that is left out."""
-    counts = {k: (claims.label[claims.kinds == k].sum(), (claims.kinds == k).sum()) for k in set(claims.kinds.tolist())}
-    kept = {k for k, (false, total) in counts.items() if min(false, total - false) >= MIN_OF_EACH}
-    return np.array([k if k in kept else f"rare-{i}" for i, k in enumerate(claims.kinds.tolist())])
-
-
-def _within_position(scores: dict[str, Floats], claims: Claims) -> dict[str, float]:
-    """Mean AUROC within ten bins of equal mass by position in the answer."""
-    bins = _position_rows(claims)
-    return {
-        name: round(float(np.mean([weighted_auroc(v[rows], claims.label[rows], np.ones(len(rows))) for rows in bins])), 4)
-        for name, v in scores.items()
-        if bins
-    }
-
-
-def _position_bins(scores: dict[str, Floats], claims: Claims) -> list[dict[str, Any]]:
-    """AUROC of every score within each position bin that holds true and false claims."""
-    return [
-        {
-            "first": int(claims.place[rows, 0].min()),
-            "last": int(claims.place[rows, 0].max()),
-            "claims": len(rows),
-            "false": int(claims.label[rows].sum()),
-            "auroc": {n: round(weighted_auroc(v[rows], claims.label[rows], np.ones(len(rows))), 4) for n, v in scores.items()},
-        }
-        for rows in _position_rows(claims)
-    ]
-
-
-def _position_rows(claims: Claims) -> list[NDArray[np.int64]]:
-    order = np.argsort(claims.place[:, 0], kind="stable")
-    return [rows for rows in np.array_split(order, 10) if 0 < claims.label[rows].sum() < len(rows)]
-
-
-def _known(values: list[float]) -> list[float]:
-    """Rounded, without those that could not be had."""
-    return [round(value, 4) for value in values if np.isfinite(value)]
-
-
-def _shuffled_control(fit: Claims, test: Claims) -> list[Floats]:
-    """Scores of probes fitted on shuffled labels: on average they must know nothing.
-
-    One alone proves little: features of many claims move together, so that a single meaningless direction can rank well or badly.
-    """
-    matrix, fresh = internal_matrix(fit), internal_matrix(test)
-    rng = np.random.default_rng(0)
-    probes = [fit_logistic(matrix, rng.permutation(fit.label), fit.group, strengths=(0.03,))[0] for _ in range(SHUFFLES)]
-    return [np.asarray(probe.logits(fresh)[:, 0]) for probe in probes]
-
-
-def answer_scores(fit: Table, test: Table) -> dict[str, Floats]:
-    """Baselines for "the answer is right", higher for right answers."""
-    kinds = sorted({a.trace.kind for a in fit.answers})
-
-    def type_matrix(table: Table) -> Floats:
-        return np.array([[a.trace.kind == k for k in kinds] + [len(a.tokens)] for a in table.answers], dtype=np.float32)
-
-    def l_matrix(table: Table) -> Floats:
-        last = np.stack([a.tokens[-1].logits for a in table.answers])
-        budget = np.stack([budget_features(a.trace.prompt) for a in table.answers])
-        return np.concatenate([last, type_matrix(table), budget], axis=1)
-
-    def entropy_matrix(table: Table) -> Floats:
-        return np.stack([a.tokens[-1].logits for a in table.answers])[:, [LOGITS.index("mean_entropy"), LOGITS.index("max_entropy")]]
-
-    def fitted(matrix_of: Callable[[Table], Floats]) -> Floats:
-        probe: LinearProbe = fit_logistic(matrix_of(fit), fit.correct, fit.groups, strengths=(0.1, 1.0))[0]
-        return np.asarray(sigmoid(probe.logits(matrix_of(test))[:, 0]))
-
-    free = {name: np.array([a.scores[name] for a in test.answers]) for name in SCORES}
-    return {
-        "question type and length": fitted(type_matrix),
-        "question and answer text": text_scores(fit, test),
-        **{e.title: e.sign * free[name] for name, e in SCORES.items() if np.isfinite(free[name]).all()},
-        "CES": fitted(entropy_matrix),
-        "L": fitted(l_matrix),
-    }
-
-
-def text_scores(fit: Table, test: Table) -> Floats:
-    """What the words of question and answer alone tell: tf-idf of words and pairs, logistic regression."""
-
-    def texts(table: Table) -> list[str]:
-        return [f"{a.trace.question} | {a.trace.answer}" for a in table.answers]
-
-    words = TfidfVectorizer(ngram_range=(1, 2), tokenizer=str.split, token_pattern=None)
-    model = LogisticRegression(C=1.0, max_iter=1000).fit(words.fit_transform(texts(fit)), fit.correct)
-    return np.asarray(model.predict_proba(words.transform(texts(test)))[:, 1], dtype=np.float64)
-
-
-def evaluate_answers(fit: Table, test: Table, confidence: Floats, conditions: list[str]) -> dict[str, Any]:
-    """Confidence against baselines, higher for right answers, with calibration and selective prediction, per condition."""
-    scores: dict[str, Floats] = {**answer_scores(fit, test), "probe": confidence}
-    result: dict[str, Any] = {}
-    for condition in conditions:
-        inside = test.conditions == condition
-        labels, groups = test.correct[inside].astype(np.int64), test.groups[inside]
-        bootstrap = ClusterBootstrap(groups)
-        draws = {name: bootstrap.auroc(v[inside], labels) for name, v in scores.items()}
-        difference = interval(draws["probe"][0] - draws["L"][0], draws["probe"][1] - draws["L"][1])
-        result[condition] = {
-            "auroc": {name: interval(*own).as_list() for name, own in draws.items()},
-            "probe_minus_L": difference.as_list(),
-            "confidence": probability_metrics(confidence[inside], labels, groups, selective=True),
-            "reliability": reliability(confidence[inside], labels),
-            "risk_coverage": {name: _curve(scores[name][inside], labels) for name in ("L", "probe")},
-        }
-    result[ALL] = {"ece": round(expected_calibration_error(confidence, test.correct.astype(np.int64)), 4), "count": len(test.answers)}
-    return result
-
-
-def _curve(confidence: Floats, labels: NDArray[np.int64], points: int = 50) -> list[list[float]]:
-    """Coverage and risk at up to `points` places."""
-    coverage, risk = risk_coverage(confidence, labels)
-    places = np.unique(np.linspace(0, len(coverage) - 1, points).astype(int))
-    return [[round(float(coverage[i]), 4), round(float(risk[i]), 4)] for i in places]
-
-
-def evaluate_strategy(probe: StrategyProbe, claims: Claims) -> dict[str, Any]:
-    """Agreement with causal labels, beside the labels' own agreement across disjoint donors and what the claim's type alone gives."""
-    measured = claims.where(claims.strategy >= -1)
-    known = [STRATEGIES.index(s) for s in probe.states]
-    rows = measured.where(np.isin(measured.strategy, known))
-    if not len(rows):
-        return {"claims": 0}
-    labels = np.array([known.index(s) for s in rows.strategy])
-    probabilities = probe.probabilities(rows.heads)
-    sets = probabilities >= np.array(probe.thresholds)
-    kinds = {k: int(np.bincount(labels[rows.kinds == k]).argmax()) for k in set(rows.kinds.tolist())}
-    both = (measured.halves >= 0).all(1)
-    return {
-        "measured": len(measured),
-        "claims": len(rows),
-        "counts": {probe.states[i]: int((labels == i).sum()) for i in range(len(known))},
-        "macro_f1": round(float(f1_score(labels, probabilities.argmax(1), average="macro")), 4),
-        "accuracy": round(float((probabilities.argmax(1) == labels).mean()), 4),
-        "type_only_macro_f1": round(float(f1_score(labels, [kinds[k] for k in rows.kinds.tolist()], average="macro")), 4),
-        "label_agreement_across_donors": round(float((measured.halves[both, 0] == measured.halves[both, 1]).mean()), 4),
-        "set_coverage": {probe.states[i]: round(float(sets[labels == i, i].mean()), 4) for i in range(len(known)) if (labels == i).any()},
-        "singletons": round(float((sets.sum(1) == 1).mean()), 4),
     }
 
 

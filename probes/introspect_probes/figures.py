@@ -98,7 +98,12 @@ def gain_plot(report: dict[str, Any]) -> str:
         for kind, own in part["auroc"].items()
         if None not in own["probe_minus_L"]
     ]
-    return _differences([*rows, *_answer_differences(report)])
+    hidden = [
+        (f"{condition}: attention added to L+H", own["auroc"]["all"]["L+H+attention_minus_L+H"], True)
+        for condition, own in report["claims"].items()
+        if None not in own["auroc"]["all"].get("L+H+attention_minus_L+H", [None])
+    ]
+    return _differences([*rows, *hidden, *_answer_differences(report)])
 
 
 def answer_gain_plot(report: dict[str, Any]) -> str:

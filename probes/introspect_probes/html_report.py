@@ -12,9 +12,11 @@ from jinja2 import Environment
 from introspect_probes import figures
 from introspect_probes.report import (
     answers_table,
+    baselines_table,
     calibration_table,
     claims_table,
     conditions_table,
+    controls_table,
     domain_line,
     guarantee_line,
     selective_table,
@@ -84,7 +86,7 @@ def sections(report: dict[str, Any]) -> list[dict[str, str]]:
         _section(
             "What attention adds to L",
             "L is a regression on all logit statistics with position, repetition, type and budget, fitted and tuned on the same answers. "
-            "Green: the interval is above zero; red: below. L+H, with hidden states, is absent: the engine does not record them.",
+            "Green: the interval is above zero; red: below. L+H, with hidden states of every layer, is compared where they were recorded.",
             figures.gain_plot(report) if "claims" in report else figures.answer_gain_plot(report),
         ),
         _section(
@@ -108,6 +110,18 @@ def sections(report: dict[str, Any]) -> list[dict[str, str]]:
                 f"Per claim type, {condition}", "AUROC with 95 % intervals; .5 is chance.", table_html(claims_table(report, condition))
             )
             for condition in report["claims"]
+        ]
+        made += [
+            _section(
+                "Every baseline of false claims",
+                "AUROC, mean over claim types, fitted and tuned on the same answers as the probe. .5 is chance.",
+                table_html(baselines_table(report)),
+            ),
+            _section(
+                "Controls",
+                "Within pairs of claim type and position bin; under a bootstrap of groups and of cases; and as probabilities.",
+                table_html(controls_table(report)),
+            ),
         ]
     made.append(_section("Right answers", "AUROC of confidence and of every baseline.", table_html(answers_table(report))))
     if "strategy" in report:

@@ -53,30 +53,48 @@ class ClusterBootstrap:
         groups: group of each row.
         resamples: how many draws.
         seed: of the draws.
+        crossed: a second grouping of the rows that is drawn independently of the first (two-way, or pigeonhole, bootstrap:
+            Owen 2007, arXiv 0712.1111); a row counts as often as both of its groups are drawn, multiplied.
     """
 
-    def __init__(self, groups: NDArray[np.str_], resamples: int = RESAMPLES, seed: int = 0) -> None:
-        names, self._index = np.unique(groups, return_inverse=True)
+    def __init__(
+        self, groups: NDArray[np.str_], resamples: int = RESAMPLES, seed: int = 0, crossed: NDArray[np.str_] | None = None
+    ) -> None:
         rng = np.random.default_rng(seed)
-        self._counts = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
+        self._ways = [_drawn(way, resamples, rng) for way in ([groups] if crossed is None else [groups, crossed])]
+        self._rows, self._resamples = len(groups), resamples
+
+    def weights(self, draw: int) -> NDArray[np.int64]:
+        """How often each row counts in a draw."""
+        result = np.ones(self._rows, dtype=np.int64)
+        for index, counts in self._ways:
+            result *= counts[draw][index]
+        return result
 
     def auroc(self, scores: Floats, labels: Labels, strata: NDArray[np.str_] | None = None) -> tuple[float, NDArray[np.float64]]:
         """AUROC and its bootstrap draws; with `strata`, the unweighted mean over strata that hold both classes."""
         parts = [np.arange(len(labels))] if strata is None else [np.flatnonzero(strata == name) for name in np.unique(strata)]
         parts = [rows for rows in parts if 0 < labels[rows].sum() < len(rows)]
         if not parts:
-            return float("nan"), np.full(len(self._counts), np.nan)
+            return float("nan"), np.full(self._resamples, np.nan)
         value = float(np.mean([weighted_auroc(scores[rows], labels[rows], np.ones(len(rows))) for rows in parts]))
-        draws = [
-            np.nanmean([weighted_auroc(scores[rows], labels[rows], counts[self._index[rows]].astype(float)) for rows in parts])
-            for counts in self._counts
-        ]
+        draws = []
+        for draw in range(self._resamples):
+            weights = self.weights(draw).astype(float)
+            found = [weighted_auroc(scores[rows], labels[rows], weights[rows]) for rows in parts]
+            draws.append(float(np.mean(kept)) if (kept := [v for v in found if np.isfinite(v)]) else float("nan"))
         return value, np.array(draws)
 
     def draws(self, metric: Callable[[NDArray[np.int64]], float], resamples: int = FEW_RESAMPLES) -> NDArray[np.float64]:
         """Bootstrap draws of any metric of rows, which takes the drawn rows' indices; NaN where it cannot be had."""
-        rows = np.arange(len(self._index))
-        return np.array([metric(np.repeat(rows, counts[self._index])) for counts in self._counts[:resamples]])
+        rows = np.arange(self._rows)
+        return np.array([metric(np.repeat(rows, self.weights(draw))) for draw in range(min(resamples, self._resamples))])
+
+
+def _drawn(groups: NDArray[np.str_], resamples: int, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Each row's group as a number, and how often each group is drawn, `[resamples, groups]`."""
+    names, index = np.unique(groups, return_inverse=True)
+    return index, rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
 
 
 def interval(value: float, draws: NDArray[np.float64]) -> Interval:

@@ -34,6 +34,43 @@ def claims_table(report: dict[str, Any], condition: str) -> str:
     return "\n".join(lines)
 
 
+def baselines_table(report: dict[str, Any]) -> str:
+    """Mean AUROC over claim types of every score, by condition and over all of them together, as Markdown."""
+    parts = {
+        **{c: part["auroc"]["all"]["scores"] for c, part in report["claims"].items()},
+        "all together": report["claims_pooled"]["scores"],
+    }
+    names = list(report["claims_pooled"]["scores"])
+    lines = ["| score | " + " | ".join(parts) + " |", "|" + "---|" * (len(parts) + 1)]
+    lines += [
+        f"| {f'**{name}**' if name == 'probe' else name} | {' | '.join(_cell(own[name]) for own in parts.values())} |" for name in names
+    ]
+    return "\n".join(lines)
+
+
+def controls_table(report: dict[str, Any]) -> str:
+    """What is left when position, type, or either's luck is taken away, by condition, as Markdown."""
+    claims = report["claims"]
+    names = ["L", *(["L+H"] if "L+H" in report["claims_pooled"]["scores"] else []), "probe"]
+    lines = ["| figure | " + " | ".join(claims) + " |", "|" + "---|" * (len(claims) + 1)]
+    for name in names:
+        cells = [_cell(c["within_position_and_type"].get("scores", {}).get(name, [None] * 3)) for c in claims.values()]
+        lines.append(f"| {name} within type and position bin | {' | '.join(cells)} |")
+    pairs = {"probe - L": "probe_minus_L", "probe - L, two-way bootstrap": "probe_minus_L_two_way", "probe - L+H": "probe_minus_L+H"}
+    pairs["attention added to L+H"] = "L+H+attention_minus_L+H"
+    for title, key in pairs.items():
+        if key in report["claims_pooled"]:
+            lines.append(f"| {title} | {' | '.join(_cell(c['auroc']['all'][key]) for c in claims.values())} |")
+    for metric in ("brier", "log_loss", "ece"):
+        for title, own in (("class prior", "class prior"), ("L", "L")):
+            if all(own in c["calibrated_baselines"] for c in claims.values()):
+                cells = [f"{c['calibrated_baselines'][own][metric]:.3f}" for c in claims.values()]
+                lines.append(f"| {_CALIBRATION[metric]}, {title} | {' | '.join(cells)} |")
+        own_cells = [f"{c['risk'][metric]:.3f}" for c in claims.values()]
+        lines.append(f"| {_CALIBRATION[metric]}, probe | {' | '.join(own_cells)} |")
+    return "\n".join(lines)
+
+
 def answers_table(report: dict[str, Any]) -> str:
     """AUROC of confidence and its baselines by condition, with the calibration of confidence, as Markdown."""
     conditions = list(report["conditions"])
@@ -112,7 +149,24 @@ def strategy_lines(report: dict[str, Any]) -> str:
         f"- {facts['claims']:,} test claims with a single cause ({counts}), of {facts['measured']:,} measured\n"
         f"- macro-F1 {facts['macro_f1']:.3f}; the claim's type alone gives {facts['type_only_macro_f1']:.3f}; "
         f"the labels agree with themselves across disjoint donors on {facts['label_agreement_across_donors']:.1%}\n"
-        f"- conformal sets: {facts['singletons']:.1%} hold one state; coverage by state: {coverage}"
+        f"- conformal sets: {facts['singletons']:.1%} hold one state{_right_singletons(facts)}; coverage by state: {coverage}"
+        + _within_templates(facts["within_templates"])
+    )
+
+
+def _right_singletons(facts: dict[str, Any]) -> str:
+    value = facts["accuracy_of_singletons"]
+    return "" if value is None else f", of which {value:.1%} are right"
+
+
+def _within_templates(own: dict[str, Any]) -> str:
+    """The figure that the question's type cannot give away, in a line of Markdown."""
+    if not own["templates"]:
+        return "\n- no template has claims of two states, so nothing is said of what the question's type does not give away"
+    parts = ", ".join(f"{name} {part['macro_f1']:.3f} of {part['claims']:,} claims" for name, part in own["templates"].items())
+    return (
+        f"\n- within templates macro-F1 {_cell(own['macro_f1'])}; labels of one half of the donors against the other half's "
+        f"{_cell(own['ceiling'])}; share of that ceiling {_cell(own['of_ceiling'])} ({parts})"
     )
 
 
@@ -143,6 +197,8 @@ def summary(report: dict[str, Any]) -> str:
                 f"fitted on shuffled labels: {_spread(report['claims'][condition]['shuffled_labels'])}."
             ),
         ]
+    if "claims" in report:
+        parts += ["## False claims, every baseline", baselines_table(report), "## False claims, controls", controls_table(report)]
     parts += ["## Right answers", answers_table(report)]
     if "strategy" in report:
         parts += ["## Strategy", strategy_lines(report)]

@@ -47,6 +47,33 @@ def kernel_only(
     typer.echo(kernel_only_table(results))
 
 
+@study.command("free-running")
+def free_running(
+    *,
+    out: Annotated[Path, typer.Option(help="The folder of the result files, one an arm.", file_okay=False)],
+    traces: Annotated[list[Path], typer.Option(help="A folder that the probe set was fitted on; may be given again.", file_okay=False)],
+    probes: Annotated[str, typer.Option(help="The folder of a probe set, or embedded.")] = "embedded",
+    model: Annotated[str, typer.Option(help="A folder or hub id; it must know the world of digits.")] = "embedded",
+    arm: Annotated[list[str] | None, typer.Option(help="An arm; may be given again.", show_default="all")] = None,
+    n: Annotated[int, typer.Option(help="Cases an arm.", min=10)] = 400,
+    seed: Annotated[int, typer.Option(help="Which cases.", min=0)] = 202,
+    work: Annotated[Path, typer.Option(help="Where recorded traces are kept.", file_okay=False)] = Path("runs/studies/free-running"),
+) -> None:
+    """False claims in free-running answers, under budgets and in pictures that the probe set was not fitted on."""
+    from introspect.errors import IntrospectError
+    from introspect_probes.errors import ProbesError
+    from introspect_probes.probe_set import load_probe_set
+    from introspect_probes.studies.free_running import free_running as run
+    from introspect_probes.studies.shifts import SHIFTS
+    from introspect_probes.studies.tables import free_running_table
+
+    try:
+        results = run(out, load_probe_set(probes), traces, model=model, arms=arm or list(SHIFTS), n=n, seed=seed, work=work)
+    except (IntrospectError, ProbesError) as problem:
+        _fail(str(problem))
+    typer.echo(free_running_table(results))
+
+
 def _fail(message: str) -> NoReturn:
     typer.echo(f"introspect: {message}", err=True)
     raise typer.Exit(1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from introspect_probes.studies.contrast import random_effects
@@ -11,6 +13,12 @@ AIM, NULL = 0.02, 0.01
 """The gain that was hoped for under eviction, and the largest that the control may show (issue 5)."""
 _SETS = ("normalised", "lse", "retention", "all")
 _SHORT = {"normalised": "normalised statistics", "lse": "lse", "retention": "retention", "all": "all of them"}
+
+
+def read_results(folder: Path, order: Sequence[str]) -> list[dict[str, Any]]:
+    """The result files of a study's folder, model by model, arms in the given order."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    return sorted(found, key=lambda r: (r.get("model", {}).get("name", ""), list(order).index(r["arm"])))
 
 
 def with_interval(triple: Sequence[float | None], signed: bool = False) -> str:
@@ -118,3 +126,44 @@ def _over_seeds(results: Sequence[dict[str, Any]]) -> str:
 
 def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *body))
+
+
+def free_running_table(results: Sequence[dict[str, Any]]) -> str:
+    """False claims in free-running answers: the frozen probe set against L, and which aims were met."""
+    head = ["arm", "kept", "answers", "right", "claims", "false", "L", "probe", "probe - L"]
+    head += ["probe within type and position", "ECE of risk", "ECE of confidence"]
+    body = []
+    for r in results:
+        own, within = r["claims"], r["within_position_and_type"].get("scores", {})
+        body.append(
+            [
+                r["arm"],
+                f"{r['kept']:.0%}",
+                f"{r['answers']:,}",
+                f"{r['right']:.1%}",
+                f"{own['claims']:,}",
+                f"{own['false'] / own['claims']:.1%}",
+                with_interval(own["scores"]["L"]),
+                with_interval(own["scores"]["probe"]),
+                with_interval(own["probe_minus_L"], signed=True),
+                with_interval(within["probe"]) if within else "-",
+                f"{r['risk']['ece']:.3f}",
+                f"{r['confidence']['ece']:.3f}",
+            ]
+        )
+    return _table(head, body) + "\n\n" + " ".join(_aims(results))
+
+
+def _aims(results: Sequence[dict[str, Any]]) -> list[str]:
+    """What the issue asks for, arm by arm, in words."""
+    text = []
+    for what, aim in (("cache", 0.06), ("image", 0.03)):
+        own = [r for r in results if r["degrades"] == what and None not in r["claims"]["probe_minus_L"]]
+        met = [r["arm"] for r in own if r["claims"]["probe_minus_L"][0] >= aim and r["claims"]["probe_minus_L"][1] > 0]
+        named = f" ({', '.join(met)})" if met else ""
+        text.append(
+            f"Where the {what} is degraded, {aim} or more over L with the interval above zero: {len(met)} of {len(own)} arms{named}."
+        )
+    within = [r["within_position_and_type"]["scores"]["probe"][0] for r in results if r["within_position_and_type"]["pairs"]]
+    text.append(f"At least .85 within type and position: {sum(v >= 0.85 for v in within)} of {len(within)} arms.")
+    return text

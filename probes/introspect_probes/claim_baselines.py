@@ -1,0 +1,119 @@
+"""What a hallucination probe is compared with, claim by claim: higher scores for false claims."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from introspect_probes.answer_baselines import text_probabilities
+from introspect_probes.claim_probe import ClaimProbe
+from introspect_probes.dataset import Claims, Table
+from introspect_probes.fitting import fit_logistic
+from introspect_probes.published import risk_logits
+from introspect_probes.training_free import SCORES, Words
+
+Floats = NDArray[np.floating]
+ONE_WORD = (
+    "visual_attention_score", "svar", "lookback_ratio", "prelim_attention_score", "attention_score", "waad",
+    "retrieval_share", "image_output_share", "head_consensus", "attention_entropy",
+)  # fmt: skip
+"""Training-free scores that mean something of a single word; RAUQ, which runs over an answer, does not."""
+_POSITIONS = (1, 2, 4, 8, 16, 32)
+
+
+def claim_scores(probe: ClaimProbe, fit: Table, test: Table) -> dict[str, Floats]:
+    """Scores of every test claim: baselines first, the probe last. What must be fitted is fitted on `fit` and tuned in the same way.
+
+    L+H, and attention on top of it, only where both tables hold hidden states; agreement only where answers were sampled.
+    """
+
+    def fitted(matrix_of: Callable[[Table], Floats], strengths: Sequence[float] | None = (0.03, 0.1, 1.0)) -> Floats:
+        own, _ = fit_logistic(matrix_of(fit), fit.claims.label, fit.claims.group, strengths=strengths)
+        return np.asarray(own.logits(matrix_of(test))[:, 0])
+
+    kinds = sorted(set(fit.claims.kinds.tolist()))
+    conditions = sorted(set(fit.claims.condition.tolist()))
+    logits = test.claims.logits
+    scores = {
+        "position": fitted(lambda t: np.concatenate([t.claims.place[:, [0, 1, 3]], t.claims.budget], 1)),
+        "position and repetition": fitted(lambda t: np.concatenate([t.claims.place, t.claims.budget], 1)),
+        "length": fitted(lambda t: np.concatenate([lengths(t), t.claims.budget], 1)),
+        "question type": fitted(lambda t: np.concatenate([t.claims.kind, t.claims.budget], 1)),
+        "slot": fitted(lambda t: np.concatenate([slots(t.claims, kinds), t.claims.budget], 1)),
+        "budget and policy": fitted(lambda t: one_hot(t.claims.condition, conditions)),
+        "question and answer text": text_probabilities(texts(fit), fit.claims.label, texts(test)),
+        "max probability": -logits[:, 3].astype(float),
+        "mean logprob": -logits[:, 8].astype(float),
+        "entropy": logits[:, 1].astype(float),
+        **word_scores(test),
+        "L": fitted(lambda t: logit_matrix(t.claims)),
+    }
+    if all(a.trace.agreement is not None for a in test.answers):
+        agreement = np.array([a.trace.agreement for a in test.answers], dtype=np.float64)
+        scores["agreement of samples"] = -agreement[test.claims.answer]
+    if has_hidden(fit) and has_hidden(test):
+        scores["L+H"] = fitted(lambda t: np.concatenate([logit_matrix(t.claims), hidden_matrix(t)], 1), None)
+        scores["L+H+attention"] = fitted(lambda t: np.concatenate([logit_matrix(t.claims), hidden_matrix(t), t.claims.heads], 1), None)
+    scores["attention alone"] = fitted(lambda t: t.claims.heads, None)
+    scores["probe"] = risk_logits(probe.internal, probe.prior, test.claims)
+    return scores
+
+
+def logit_matrix(claims: Claims) -> Floats:
+    """What the baseline L reads: all logit statistics with position, repetition, type and budget."""
+    return np.concatenate([claims.logits, claims.place, claims.kind, claims.budget], axis=1)
+
+
+def has_hidden(table: Table) -> bool:
+    """Whether hidden states were kept for every answer."""
+    return all(a.trace.hidden is not None for a in table.answers)
+
+
+def hidden_matrix(table: Table) -> Floats:
+    """Hidden states behind every layer of the query that predicted each claim's word, `[claims, layers * width]`."""
+    rows = []
+    for answer, token in zip(table.claims.answer, table.claims.token, strict=True):
+        hidden = table.answers[answer].trace.hidden
+        if hidden is not None:
+            rows.append(hidden[token].astype(np.float32).ravel())
+    return np.stack(rows)
+
+
+def lengths(table: Table) -> Floats:
+    """Words of each claim's answer, and their logarithm: known only when it is over, which favours this baseline."""
+    count = np.array([len(table.answers[a].tokens) for a in table.claims.answer], dtype=np.float32)
+    return np.stack([count, np.log(count)], axis=1)
+
+
+def slots(claims: Claims, kinds: Sequence[str]) -> Floats:
+    """Type and position together: one column for each pair of a claim's type and its bin of position."""
+    bins = np.digitize(claims.place[:, 0], _POSITIONS)
+    names = [f"{kind}-{place}" for kind in kinds for place in range(len(_POSITIONS) + 1)]
+    return one_hot(np.array([f"{kind}-{place}" for kind, place in zip(claims.kinds.tolist(), bins, strict=True)]), names)
+
+
+def one_hot(values: NDArray[np.str_], names: Sequence[str]) -> Floats:
+    """`[rows, names]`; all zero where a value is none of them."""
+    return np.array([[value == name for name in names] for value in values.tolist()], dtype=np.float32)
+
+
+def texts(table: Table) -> list[str]:
+    """For each claim the question and the answer's words up to the one that decides it."""
+    found = []
+    for answer, token in zip(table.claims.answer, table.claims.token, strict=True):
+        trace = table.answers[answer].trace
+        found.append(f"{trace.question} | {''.join(step.text for step in trace.steps[: token + 1])}")
+    return found
+
+
+def word_scores(table: Table) -> dict[str, Floats]:
+    """Training-free scores of each claim's word alone, turned so that higher speaks for a false claim."""
+    words = []
+    for answer, token in zip(table.claims.answer, table.claims.token, strict=True):
+        own, following = table.answers[answer].trace.steps[token : token + 2]
+        words.append(Words([own, replace(following, logits=None)]))
+    found = {name: np.array([SCORES[name](word) for word in words]) for name in ONE_WORD}
+    return {SCORES[name].title: -SCORES[name].sign * value for name, value in found.items() if np.isfinite(value).all()}
