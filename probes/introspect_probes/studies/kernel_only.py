@@ -36,7 +36,7 @@ SETS: dict[str, tuple[str, ...]] = {
 }
 """The sets of statistics S; see `rows.columns`."""
 NETWORK_SETS = ("lse", "all")
-"""Sets that are also given to the nonlinear probe and permuted; they take longest."""
+"""Sets that are also added to L alone, given to the nonlinear probe, and permuted, which takes longest."""
 PERMUTATIONS = 19
 SEED = 101
 
@@ -126,7 +126,7 @@ def compare(known: Rows, fresh: Rows, sets: dict[str, NDArray[np.int64]]) -> dic
         "auroc": {name: contrast.auroc(name) for name in found},
         "better": better,
         "delta": {s: contrast.delta(f"L+H+{s}", better) for s in SETS},
-        "delta_without_hidden": {s: contrast.delta(f"L+{s}", "L") for s in SETS},
+        "delta_without_hidden": {s: contrast.delta(f"L+{s}", "L") for s in NETWORK_SETS},
         "delta_network": {s: contrast.delta(f"network L+H+{s}", "network L+H") for s in NETWORK_SETS},
         "within_deciles": {"deciles": contrast.deciles, **{s: contrast.delta_within(f"L+H+{s}", "L+H") for s in SETS}},
         "permuted": {s: _permuted(blocks, s, choices[f"L+H+{s}"], known, fresh, contrast.value(better)) for s in NETWORK_SETS},
@@ -146,10 +146,10 @@ def _linear(blocks: dict[str, list[NDArray[np.float64]]], known: Rows) -> tuple[
     parts = {"L": ["L"], "L+H": ["L", "H"]}
     for name in SETS:
         if not blocks[name][0].shape[1]:  # nothing was evicted: retention never varies
-            choices[f"L+{name}"], parts[f"L+{name}"] = first, ["L"]
-            choices[f"L+H+{name}"], parts[f"L+H+{name}"] = second, ["L", "H"]
+            choices |= {f"L+{name}": first, f"L+H+{name}": second}
+            parts |= {f"L+{name}": ["L"], f"L+H+{name}": ["L", "H"]}
             continue
-        for before, base in (("L", first), ("L+H", second)):
+        for before, base in (("L", first), ("L+H", second)) if name in NETWORK_SETS else (("L+H", second),):
             own = [*parts[before], name]
             choices[f"{before}+{name}"] = choose([blocks[p][0] for p in own], known.correct, known.group, base)
             parts[f"{before}+{name}"] = own

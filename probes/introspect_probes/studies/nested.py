@@ -69,9 +69,7 @@ def choose(
     best, best_loss = Choice(STRENGTHS[0], (*before, 1.0)), np.inf
     for factor in FACTORS if base is not None else (1.0,):
         matrix = weighted(blocks, (*before, factor))
-        for strength in STRENGTHS:
-            if factor == 0 and base is not None and strength != base.strength:
-                continue
+        for strength in STRENGTHS if base is None else nearby(base.strength, factor):
             probabilities = np.empty(len(labels))
             for train, test in folds:
                 probabilities[test] = fit(matrix[train], labels[train], strength).predict_proba(matrix[test])[:, 1]
@@ -79,6 +77,12 @@ def choose(
             if loss < best_loss:
                 best, best_loss = Choice(strength, (*before, factor)), loss
     return best
+
+
+def nearby(strength: float, factor: float) -> tuple[float, ...]:
+    """The base's strength and its neighbours; the base's alone where the added block is left out, which is the base again."""
+    place = STRENGTHS.index(strength)
+    return (strength,) if factor == 0 else STRENGTHS[max(0, place - 1) : place + 2]
 
 
 def weighted(blocks: Sequence[Floats], factors: Sequence[float]) -> NDArray[np.float64]:
