@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from introspect.provenance import provenance
 from introspect.types import Budget
 from introspect_probes.metrics import RESAMPLES
 from introspect_probes.record import request_of
+from introspect_probes.unfinished import Unfinished
 from introspect_probes.worlds.cases import Case
 from introspect_probes.worlds.claims import judge
 from introspect_probes.worlds.digits import Pool
@@ -54,6 +56,7 @@ def budget_accuracy(
     policies: Sequence[str] | None = None,
     ratios: Sequence[float] = RATIOS,
     full: bool = True,
+    keep: Path | None = None,
 ) -> dict[str, Any]:
     """Answer the same cases under every policy and ratio.
 
@@ -67,6 +70,7 @@ def budget_accuracy(
         policies: names; by default all that take a budget and keep it to the entry.
         ratios: shares of the prompt's entries.
         full: whether to answer with the whole cache too.
+        keep: a file for the arms that are answered already, so that an interrupted run goes on.
 
     Returns:
         A benchmark row. Each entry of `rows` has `policy`, `ratio`, `nominal` and `effective` (mean entries per KV head), and
@@ -78,10 +82,12 @@ def budget_accuracy(
     """
     chosen = tuple(policies or (p for p in available_policies() if p != "full" and not p.endswith("-paper")))
     cases = _cases(scenes, pool, seed)
-    results = {("full", 1.0): _answer(engine, cases, None, 1.0)} if full else {}
-    for ratio in ratios:
-        for policy in chosen:
-            results[policy, ratio] = _answer(engine, cases, policy, ratio)
+    so_far = Unfinished(keep, {"scenes": scenes, "pool": pool, "seed": seed, "model": engine.loaded.fingerprint})
+    arms = [*([("full", 1.0)] if full else []), *((policy, ratio) for ratio in ratios for policy in chosen)]
+    results = {
+        arm: [Outcome(**found) for found in so_far.part(f"{arm[0]} {arm[1]}", lambda: _answer(engine, cases, *arm))]  # noqa: B023 - at once
+        for arm in arms
+    }
     draws = np.random.default_rng([seed, 43]).multinomial(scenes, np.full(scenes, 1 / scenes), size=RESAMPLES)
     return {
         "benchmark": "engine accuracy",
@@ -101,14 +107,15 @@ def _cases(scenes: int, pool: Pool, seed: int) -> list[Case]:
     return [*described, *world.cases(scenes, seed=seed + 1, pool=pool, kinds=others)]
 
 
-def _answer(engine: Engine, cases: Sequence[Case], policy: str | None, ratio: float) -> list[Outcome]:
-    budgets = [Budget() if policy is None else Budget(policy, ratio=ratio, seed=i) for i in range(len(cases))]
+def _answer(engine: Engine, cases: Sequence[Case], policy: str, ratio: float) -> list[dict[str, Any]]:
+    """Each case's `Outcome`, as a dictionary."""
+    budgets = [Budget() if policy == "full" else Budget(policy, ratio=ratio, seed=i) for i in range(len(cases))]
     text: dict[str, str] = defaultdict(str)
     kept: dict[str, tuple[float, float]] = {}
     for step in engine.generate([request_of(case, b, name=str(i)) for i, (case, b) in enumerate(zip(cases, budgets, strict=True))]):
         text[step.prompt.request_id] += step.text
         kept[step.prompt.request_id] = (step.prompt.budget.nominal, step.prompt.budget.effective)
-    return [_judged(case, text[str(i)], kept[str(i)]) for i, case in enumerate(cases)]
+    return [asdict(_judged(case, text[str(i)], kept[str(i)])) for i, case in enumerate(cases)]
 
 
 def _judged(case: Case, text: str, kept: tuple[float, float]) -> Outcome:

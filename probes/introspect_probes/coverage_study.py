@@ -6,6 +6,7 @@ The arms are policies like any other, so that everything else is equal: budget, 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -96,9 +97,11 @@ def only_layer(layer: int) -> type[Policy]:
 
 
 def coverage_study(
-    engine: Engine, *, scenes: int = 100, pool: Pool = "test", seed: int = 0, ratios: Sequence[float] = RATIOS
+    engine: Engine, *, scenes: int = 100, pool: Pool = "test", seed: int = 0, ratios: Sequence[float] = RATIOS, keep: Path | None = None
 ) -> dict[str, Any]:
     """Coverage, random eviction and the arms at some ratios, then eviction in single layers at the last one.
+
+    With `keep`, a file beside the result, an interrupted run goes on where it was.
 
     Returns:
         A benchmark row like `budget_accuracy`'s; its rows `layer N only` keep all other layers whole.
@@ -106,8 +109,16 @@ def coverage_study(
     single = [only_layer(layer) for layer in range(engine.loaded.num_layers)]
     with added(*ARMS, *single):
         arms = (NULL, Coverage.name, *(arm.name for arm in ARMS))
-        result = budget_accuracy(engine, scenes=scenes, pool=pool, seed=seed, policies=arms, ratios=ratios)
+        result = budget_accuracy(engine, scenes=scenes, pool=pool, seed=seed, policies=arms, ratios=ratios, keep=keep)
+        layers = tuple(arm.name for arm in single)
         alone = budget_accuracy(
-            engine, scenes=scenes, pool=pool, seed=seed, policies=tuple(arm.name for arm in single), ratios=ratios[-1:], full=False
+            engine,
+            scenes=scenes,
+            pool=pool,
+            seed=seed,
+            policies=layers,
+            ratios=ratios[-1:],
+            full=False,
+            keep=keep,
         )
     return {**result, "benchmark": "engine coverage", "layers": alone["policies"], "rows": result["rows"] + alone["rows"]}

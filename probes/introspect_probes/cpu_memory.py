@@ -1,26 +1,36 @@
-"""One arm of the CPU study in a process of its own, for its peak memory: `python -m introspect_probes.cpu_memory ARM PROMPT`."""
+"""One arm of the CPU study in a process of its own, for its peak memory: `python -m introspect_probes.cpu_memory ARM PROMPT...`."""
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-NEW = 8
+NEW = 6
 
 
-def main(arm: str, prompt: int) -> None:
-    """Write one line of JSON: bytes resident before the answer (model and libraries), at its peak, and the difference.
+def main(arm: str, prompts: Sequence[int]) -> None:
+    """Write a line of JSON for each length of prompt: bytes resident before the answer (model and libraries), at its peak, the difference.
 
     Linux only: it is the one that can forget a peak.
     """
-    from introspect_probes.cpu_study import run_arm
+    from introspect_probes.cpu_study import load_arm
 
-    run = run_arm(arm, prompt, NEW)
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak from here on (man 5 proc)
-    before = _peak()
-    run()
-    sys.stdout.write(json.dumps({"loaded_bytes": before, "peak_bytes": _peak(), "answer_bytes": _peak() - before}) + "\n")
+    made = load_arm(arm)
+    made(min(prompts), 2)()  # what is made once, at the first answer, belongs to none
+    for prompt in prompts:
+        run = made(prompt, NEW)
+        gc.collect()
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what an earlier answer has freed is not resident any more
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak from here on (man 5 proc)
+        before = _peak()
+        run()
+        peak = _peak()
+        row = {"prompt": prompt, "loaded_bytes": before, "peak_bytes": peak, "answer_bytes": peak - before}
+        sys.stdout.write(json.dumps(row) + "\n")
 
 
 def _peak() -> int:
@@ -29,4 +39,4 @@ def _peak() -> int:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], [int(prompt) for prompt in sys.argv[2:]])

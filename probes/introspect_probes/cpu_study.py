@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from introspect_probes.cpu_arms import (
     run_transformers,
 )
 from introspect_probes.errors import ProbesError
+from introspect_probes.unfinished import Unfinished
 
 LENGTHS = (256, 2048, 8192)
 RATIOS = (1.0, 0.5, 0.25, 0.12, 0.06)
@@ -36,57 +38,67 @@ WHOLE_MAPS = 4096
 Arms = dict[str, Callable[[], Times]]
 
 
-def cpu_study(*, rounds: int = 5, lengths: tuple[int, ...] = LENGTHS) -> dict[str, Any]:
+def cpu_study(*, rounds: int = 5, lengths: tuple[int, ...] = LENGTHS, keep: Path | None = None) -> dict[str, Any]:
     """All measurements, one after another.
 
     Args:
         rounds: how often arms take turns: twice as often on the embedded model, half as often where a round takes long, and
             once where it takes minutes.
         lengths: prompt lengths of the comparison with eager attention; the last is also that of the sweep over budgets.
+        keep: a file for what is measured already, so that an interrupted run goes on.
 
     Returns:
         A benchmark row. Each entry of `rows` has `model`, `prompt`, `batch`, and per arm `whole_seconds` (prompt to last token) and
         `step_milliseconds` (one token of the whole batch), medians over rounds; ratios are medians of the rounds' own.
     """
-    few = max(1, rounds // 2)
-    rows = [*_on_off("embedded", 208, 48, 2 * rounds), *_on_off("random-100m", 2048, 24, rounds, batches=(1,))]
-    rows += _on_off("random-100m", 256, 24, few)
-    rows += [_against_eager(length, 12, 1 if length > WHOLE_MAPS else few) for length in lengths]
+    few, cases = max(1, rounds // 2), {"rounds": rounds, "lengths": list(lengths), "policy": POLICY}
+    so_far = Unfinished(keep, cases)
+    comparisons = [
+        ("embedded", 208, 48, 2 * rounds, (1, 8)),
+        ("random-100m", 2048, 24, rounds, (1,)),
+        ("random-100m", 256, 24, few, (1, 8)),
+    ]
+    rows = [
+        so_far.part(f"{model} {prompt} x {batch}", lambda: _on_off(model, prompt, new, turns, batch))  # noqa: B023 - called at once
+        for model, prompt, new, turns, batches in comparisons
+        for batch in batches
+    ]
+    rows += [
+        so_far.part(f"eager {length}", lambda: _against_eager(length, 12, 1 if length > WHOLE_MAPS else few))  # noqa: B023
+        for length in lengths
+    ]
     return {
         "benchmark": "engine cpu",
         "provenance": provenance(),
-        "cases": {"rounds": rounds, "lengths": list(lengths), "policy": POLICY},
+        "cases": cases,
         "rows": rows,
-        "budgets": _budgets(lengths[-1], 12),
-        "memory": [_memory(arm, length) for length in lengths for arm in MEMORY_ARMS],
+        "budgets": [so_far.part(f"budget {ratio}", lambda: _budget(ratio, lengths[-1], 12)) for ratio in RATIOS],  # noqa: B023
+        "memory": [row for arm in MEMORY_ARMS for row in so_far.part(f"memory {arm}", lambda: _memory(arm, lengths))],  # noqa: B023
         **_headline(rows),
     }
 
 
-def _on_off(model: str, prompt: int, new: int, rounds: int, batches: tuple[int, ...] = (1, 8)) -> list[dict[str, Any]]:
-    """Statistics on against off, and SDPA's `generate`, at each batch size."""
+def _on_off(model: str, prompt: int, new: int, rounds: int, batch: int) -> dict[str, Any]:
+    """Statistics on against off, and SDPA's `generate`."""
     loaded, plain = load_pair(model)
-    engine, rows = Engine(loaded), []
-    for batch in batches:
-        inputs = [inputs_of(plain, prompt, seed) for seed in range(batch)]
-        on, off = (prompts_of(loaded, inputs, new, signals=signals) for signals in (True, False))
-        arms: Arms = {
-            "statistics on": lambda on=on: run_engine(engine, on),  # type: ignore[misc]
-            "statistics off": lambda off=off: run_engine(engine, off),  # type: ignore[misc]
-            "generate sdpa": lambda inputs=inputs: run_transformers(plain, inputs, new),  # type: ignore[misc]
-        }
-        times = _take_turns(arms, rounds)
-        rows.append(
-            {
-                "model": model, "prompt": prompt, "batch": batch, "new": new, **_medians(times),
-                "overhead_on_over_off": _ratio(times, "statistics on", "statistics off"),
-                "overhead_on_over_off_step": _ratio(times, "statistics on", "statistics off", step=True),
-                "ratio_on_over_generate": _ratio(times, "statistics on", "generate sdpa"),
-                "ratio_on_over_generate_step": _ratio(times, "statistics on", "generate sdpa", step=True),
-                "ratio_off_over_generate": _ratio(times, "statistics off", "generate sdpa"),
-            }
-        )  # fmt: skip
-    return rows
+    engine = Engine(loaded)
+    inputs = [inputs_of(plain, prompt, seed) for seed in range(batch)]
+    on, off = (prompts_of(loaded, inputs, new, signals=signals) for signals in (True, False))
+    arms: Arms = {
+        "statistics on": lambda: run_engine(engine, on),
+        "statistics off": lambda: run_engine(engine, off),
+        "generate sdpa": lambda: run_transformers(plain, inputs, new),
+    }
+    times = _take_turns(arms, rounds)
+    return {
+        "model": model, "prompt": prompt, "batch": batch, "new": new, **_medians(times),
+        "overhead_on_over_off": _ratio(times, "statistics on", "statistics off"),
+        "overhead_on_over_off_step": _ratio(times, "statistics on", "statistics off", step=True),
+        "ratio_on_over_generate": _ratio(times, "statistics on", "generate sdpa"),
+        "ratio_on_over_generate_step": _ratio(times, "statistics on", "generate sdpa", step=True),
+        "ratio_off_over_generate": _ratio(times, "statistics off", "generate sdpa"),
+        "ratio_off_over_generate_step": _ratio(times, "statistics off", "generate sdpa", step=True),
+    }  # fmt: skip
 
 
 def _against_eager(prompt: int, new: int, rounds: int) -> dict[str, Any]:
@@ -107,17 +119,14 @@ def _against_eager(prompt: int, new: int, rounds: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _budgets(prompt: int, new: int) -> list[dict[str, Any]]:
-    """Decode time and KV bytes at each budget; each answer is read and decoded by itself."""
-    loaded, plain = load_pair("random-100m")
-    engine, rows = Engine(loaded), []
-    inputs = [inputs_of(plain, prompt, 0)]
-    for ratio in RATIOS:
-        budget = Budget() if ratio == 1 else Budget(POLICY, ratio=ratio)
-        seen: list[int] = []
-        times = run_engine(engine, prompts_of(loaded, inputs, new, signals=True, budget=budget), lambda: seen.append(engine.kv_bytes.owned))  # noqa: B023 - called within this turn
-        rows.append({"ratio": ratio, "prompt": prompt, "step_milliseconds": _milliseconds(times.step), "kv_bytes": max(seen)})
-    return rows
+def _budget(ratio: float, prompt: int, new: int) -> dict[str, Any]:
+    """Decode time and KV bytes at one budget."""
+    loaded = load_100m()
+    engine, inputs = Engine(loaded), [inputs_of(loaded.model, prompt, 0)]
+    prompts = prompts_of(loaded, inputs, new, signals=True, budget=Budget() if ratio == 1 else Budget(POLICY, ratio=ratio))
+    seen: list[int] = []
+    times = run_engine(engine, prompts, lambda: seen.append(engine.kv_bytes.owned))
+    return {"ratio": ratio, "prompt": prompt, "step_milliseconds": _milliseconds(times.step), "kv_bytes": max(seen)}
 
 
 def _take_turns(arms: Arms, rounds: int) -> dict[str, list[Times]]:
@@ -156,27 +165,36 @@ def _headline(rows: list[dict[str, Any]]) -> dict[str, float]:
     return {f"overhead_{model.replace('-', '_')}_{prompt}": value for (model, prompt), value in found.items()}
 
 
-def _memory(arm: str, prompt: int) -> dict[str, Any]:
-    """Peak resident memory of one answer beyond that of the loaded model, in a process of its own."""
+def _memory(arm: str, lengths: Sequence[int]) -> list[dict[str, Any]]:
+    """Peak resident memory of one answer at each length beyond that of the loaded model, in a process of its own."""
     done = subprocess.run(  # noqa: S603 - this interpreter, our own module
-        [sys.executable, "-m", "introspect_probes.cpu_memory", arm, str(prompt)], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "introspect_probes.cpu_memory", arm, *map(str, sorted(lengths))], capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
-        raise ProbesError(f"measuring the memory of {arm!r} at {prompt} tokens failed: {done.stderr.strip()[-500:]}")
-    return {"arm": arm, "prompt": prompt, **json.loads(done.stdout.strip().splitlines()[-1])}
+        raise ProbesError(f"measuring the memory of {arm!r} failed: {done.stderr.strip()[-500:]}")
+    return [{"arm": arm, **json.loads(line)} for line in done.stdout.strip().splitlines()[-len(lengths) :]]
 
 
-def run_arm(arm: str, prompt: int, new: int) -> Callable[[], Times]:
-    """One arm ready to run once, with only its own model in memory."""
+def load_arm(arm: str) -> Callable[[int, int], Callable[[], Times]]:
+    """One arm with only its own model in memory: from a prompt's length and the number of new tokens, what runs it once."""
     if arm.startswith("statistics"):
         loaded = load_100m()
-        inputs = inputs_of(loaded.model, prompt, 0, picture=prompt <= WHOLE_MAPS)
-        prompts = prompts_of(loaded, [inputs], new, signals=arm == "statistics on")
-        return lambda: run_engine(Engine(loaded), prompts)
+        engine = Engine(loaded)
+
+        def ours(prompt: int, new: int) -> Callable[[], Times]:
+            inputs = inputs_of(loaded.model, prompt, 0, picture=prompt <= WHOLE_MAPS)
+            prompts = prompts_of(loaded, [inputs], new, signals=arm == "statistics on")
+            return lambda: run_engine(engine, prompts)
+
+        return ours
     plain = build_100m("sdpa" if arm == "generate sdpa" else "eager")
-    inputs = inputs_of(plain, prompt, 0, picture=prompt <= WHOLE_MAPS)
-    if arm == "generate sdpa":
-        return lambda: run_transformers(plain, [inputs], new)
-    if prompt > WHOLE_MAPS:
-        return lambda: run_eager_after_sdpa(plain, inputs, new)
-    return lambda: run_transformers(plain, [inputs], new, attentions=True)
+
+    def theirs(prompt: int, new: int) -> Callable[[], Times]:
+        inputs = inputs_of(plain, prompt, 0, picture=prompt <= WHOLE_MAPS)
+        if arm == "generate sdpa":
+            return lambda: run_transformers(plain, [inputs], new)
+        if prompt > WHOLE_MAPS:
+            return lambda: run_eager_after_sdpa(plain, inputs, new)
+        return lambda: run_transformers(plain, [inputs], new, attentions=True)
+
+    return theirs

@@ -25,6 +25,8 @@ _MEASURES = {"wrong": "false or left out", "false_rate": "false", "exact": "desc
 def run_study(study: Study, out: Path, *, model: str = EMBEDDED, heads: Path | None = None, n: int | None = None) -> dict[str, Any]:
     """Run one study on a model that knows the world of digits, and write `<name>.json` and `<name>.png` into a folder.
 
+    An interrupted run goes on where it was, if nothing has changed since: its parts are kept in `<name>.unfinished`.
+
     Args:
         study: `accuracy` (answers under every policy and budget), `why` (what the recommended policy owes its hold to)
             `heads` (silencing visual heads) or `cpu` (time and memory; on models of its own, no picture).
@@ -41,29 +43,32 @@ def run_study(study: Study, out: Path, *, model: str = EMBEDDED, heads: Path | N
         IntrospectError: the model or the scores cannot be used.
     """
     out.mkdir(parents=True, exist_ok=True)
+    keep = out / f"{FILES[study]}.unfinished"
     if study == "cpu":
-        result = cpu_study(rounds=n or 5)
+        result = cpu_study(rounds=n or 5, keep=keep)
         (out / f"{FILES[study]}.json").write_text(_a_row_a_line(result), encoding="utf-8")
+        keep.unlink()
         return result
     loaded = load_model(model, heads=heads)
     if loaded.heads_path is None:
         raise ProbesError(
             f"the model {model!r} has no visual-head scores; make them with `introspect score-heads --model {model} --out ...`"
         )
-    result = _run(study, Engine(loaded), loaded, n)
+    result = _run(study, Engine(loaded), loaded, n, keep)
     (out / f"{FILES[study]}.json").write_text(_a_row_a_line(result), encoding="utf-8")
+    keep.unlink()
     {"accuracy": draw_accuracy, "why": draw_coverage, "heads": draw_ablation}[study](result, out / f"{FILES[study]}.png")
     return result
 
 
-def _run(study: Study, engine: Engine, loaded: LoadedModel, n: int | None) -> dict[str, Any]:
+def _run(study: Study, engine: Engine, loaded: LoadedModel, n: int | None, keep: Path) -> dict[str, Any]:
     if study == "accuracy":
-        return budget_accuracy(engine, scenes=n or 100)
+        return budget_accuracy(engine, scenes=n or 100, keep=keep)
     if study == "why":
-        return coverage_study(engine, scenes=n or 100)
+        return coverage_study(engine, scenes=n or 100, keep=keep)
     if loaded.heads_path is None:
         raise ProbesError(f"the model {loaded.name!r} has no visual-head scores")
-    return head_ablation(engine, read_visual_heads(loaded.heads_path, loaded), n=n or 150)
+    return head_ablation(engine, read_visual_heads(loaded.heads_path, loaded), n=n or 150, keep=keep)
 
 
 def table_of(result: dict[str, Any]) -> str:

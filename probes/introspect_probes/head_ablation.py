@@ -7,6 +7,7 @@ is as many heads drawn at random among the others, several draws. Accuracy is ex
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from introspect.provenance import provenance
 from introspect.types import Budget
 from introspect_probes.metrics import RESAMPLES
 from introspect_probes.record import request_of
+from introspect_probes.unfinished import Unfinished
 from introspect_probes.worlds.cases import Case
 from introspect_probes.worlds.claims import judge
 from introspect_probes.worlds.digits import Pool
@@ -32,7 +34,14 @@ Floats = NDArray[np.float64]
 
 
 def head_ablation(
-    engine: Engine, heads: VisualHeads, *, n: int = 200, pool: Pool = "test", seed: int = 0, steps: Sequence[int] = STEPS
+    engine: Engine,
+    heads: VisualHeads,
+    *,
+    n: int = 200,
+    pool: Pool = "test",
+    seed: int = 0,
+    steps: Sequence[int] = STEPS,
+    keep: Path | None = None,
 ) -> dict[str, Any]:
     """Accuracy on `n` picture questions and `n` taught facts, by the number of silenced heads.
 
@@ -43,6 +52,7 @@ def head_ablation(
         pool: whose handwriting.
         seed: of cases, random heads and bootstrap draws.
         steps: how many heads to silence.
+        keep: a file for what is answered already, so that an interrupted run goes on.
 
     Returns:
         A benchmark row; each entry of `rows` has `heads` (`none`, `visual`, `random`), `silenced`, and `[value, low, high]` for
@@ -56,14 +66,23 @@ def head_ablation(
         "facts": [c for c in get_world("digits").cases(8 * n, seed=seed, pool=pool, kinds=("fact",)) if c.scene is None][:n],
     }
     rng = np.random.default_rng([seed, 41])
-    intact = {sort: right_answers(engine, some)[None] for sort, some in cases.items()}
+    so_far = Unfinished(keep, {"n": n, "pool": pool, "seed": seed, "model": engine.loaded.fingerprint, "heads": heads.scores.tolist()})
+
+    def answers(sort: str, masks: Sequence[torch.Tensor]) -> Floats:
+        rows = [
+            so_far.part(f"{sort} {mask.nonzero().tolist()}", lambda: right_answers(engine, cases[sort], mask).tolist())  # noqa: B023
+            for mask in masks
+        ]
+        return np.array(rows)
+
+    intact = {sort: answers(sort, [_mask(order[:0], layers, width)]) for sort in cases}
     rows = [_row("none", 0, intact, seed)]
     extra: dict[str, dict[str, list[float]]] = {}
     for k in steps:
         top = _mask(order[:k], layers, width)
         others = [_mask(rng.choice(order[k:], k, replace=False), layers, width) for _ in range(DRAWS)]
-        visual = {sort: _silenced(engine, some, [top]) for sort, some in cases.items()}
-        random = {sort: _silenced(engine, some, others) for sort, some in cases.items()}
+        visual = {sort: answers(sort, [top]) for sort in cases}
+        random = {sort: answers(sort, others) for sort in cases}
         rows += [_row("visual", k, visual, seed), _row("random", k, random, seed)]
         extra[str(k)] = {sort: _interval(random[sort], seed, minus=visual[sort]) for sort in cases}
     return {
@@ -79,21 +98,13 @@ def head_ablation(
     }
 
 
-def right_answers(engine: Engine, cases: Sequence[Case]) -> Floats:
-    """1 for each case whose greedy answer is right, else 0."""
+def right_answers(engine: Engine, cases: Sequence[Case], silenced: torch.Tensor) -> Floats:
+    """1 for each case whose greedy answer is right with some heads silenced (`bool [layers, heads]`), else 0."""
     text: dict[str, str] = {}
-    for step in engine.generate([request_of(case, Budget(), name=str(i)) for i, case in enumerate(cases)]):
-        text[step.prompt.request_id] = text.get(step.prompt.request_id, "") + step.text
+    with ablated(silenced):
+        for step in engine.generate([request_of(case, Budget(), name=str(i)) for i, case in enumerate(cases)]):
+            text[step.prompt.request_id] = text.get(step.prompt.request_id, "") + step.text
     return np.array([judge(case, text[str(i)]).is_correct for i, case in enumerate(cases)], dtype=np.float64)
-
-
-def _silenced(engine: Engine, cases: Sequence[Case], masks: Sequence[torch.Tensor]) -> Floats:
-    """`[masks, cases]`."""
-    rows = []
-    for mask in masks:
-        with ablated(mask):
-            rows.append(right_answers(engine, cases))
-    return np.stack(rows)
 
 
 def _mask(heads: NDArray[np.integer], layers: int, width: int) -> torch.Tensor:

@@ -26,7 +26,10 @@ ProbesOption = Annotated[
     str | None, typer.Option("--probes", help="The folder of a probe set, or off.", show_default="embedded, where it fits")
 ]
 MismatchOption = Annotated[bool | None, typer.Option("--allow-mismatch", help="Use probes that were not fitted for the model, and say so.")]
-PolicyOption = Annotated[str | None, typer.Option("--policy", help="Who chooses the KV entries to keep.", show_default="full")]
+PolicyOption = Annotated[
+    str | None,
+    typer.Option("--policy", help="Who chooses the KV entries to keep; under a budget, coverage is recommended.", show_default="full"),
+]
 BudgetOption = Annotated[str | None, typer.Option("--kv-budget", help="Entries per KV head, such as 64, or 25% of the prompt.")]
 HeadsOption = Annotated[
     str | None, typer.Option("--heads", help="Visual-head scores, for sparsemm.", show_default="those beside the model")

@@ -14,6 +14,7 @@ from introspect.loading import load_model
 from introspect.policies import Prefilled, available_policies
 from introspect.policies.coverage import Coverage, laid_out
 from introspect_kernels import Segment
+from introspect_probes.budget_accuracy import budget_accuracy
 from introspect_probes.coverage_study import ARMS, AllLayersAlike, AllText, OneDraw, Unstratified, WindowRanking, coverage_study, only_layer
 from introspect_probes.cpu_arms import Times, inputs_of, load_pair, prompts_of, run_engine, run_transformers
 from introspect_probes.cpu_study import _headline, _medians, _ratio
@@ -98,6 +99,23 @@ def test_ratios_are_medians_of_the_rounds_own() -> None:
         {"model": "random-100m", "prompt": 2048, "batch": batch, "overhead_on_over_off": value} for batch, value in ((1, 1.02), (8, 1.5))
     ]
     assert _headline(rows) == {"overhead_random_100m_2048": 1.02}
+
+
+def test_a_study_that_was_interrupted_goes_on_where_it_was(tmp_path: Path) -> None:
+    engine, keep = Engine(load_model()), tmp_path / "accuracy.unfinished"
+    arms = {"scenes": 1, "pool": "calibration", "policies": ("random",), "ratios": (0.5,), "keep": keep}
+    whole = budget_accuracy(engine, **arms)
+    noted = json.loads(keep.read_text(encoding="utf-8"))
+    assert list(noted["parts"]) == ["full 1.0", "random 0.5"]
+    noted["parts"]["full 1.0"][0]["false_claims"] = 3  # is taken from here
+    claims = noted["parts"]["full 1.0"][0]["claims"]
+    keep.write_text(json.dumps(noted), encoding="utf-8")
+    again = budget_accuracy(engine, **arms)
+    assert again["rows"][0]["false_rate"][0] == round(3 / claims, 4)
+    assert again["rows"][1] == whole["rows"][1]
+    other = budget_accuracy(engine, **{**arms, "seed": 1})  # another question: begins anew
+    assert other["rows"][0]["false_rate"][0] != round(3 / claims, 4)
+    assert json.loads(keep.read_text(encoding="utf-8"))["key"]["asked"]["seed"] == 1
 
 
 def test_a_block_of_figures_comes_from_each_result_file_that_is_there(tmp_path: Path) -> None:
