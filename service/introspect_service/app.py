@@ -20,7 +20,7 @@ from introspect_service.backend import Backend, load_backend
 from introspect_service.bus import OffBus, RedisBus, SignalBus
 from introspect_service.embedded_valkey import EmbeddedValkey
 from introspect_service.error_handlers import install_error_handlers
-from introspect_service.errors import ErrorBody
+from introspect_service.errors import ErrorBody, ServiceError
 from introspect_service.labels import LabelStore
 from introspect_service.limits import BodyLimit, RequestId, Scope
 from introspect_service.metrics import Metrics
@@ -34,6 +34,7 @@ from introspect_service.state import Service, ServiceDep
 
 if TYPE_CHECKING:
     from introspect_service.remote_images import RemoteImages
+    from introspect_service.telemetry import Telemetry
 
 router = APIRouter()
 
@@ -46,6 +47,7 @@ def create_app(settings: Settings | None = None, backend: Backend | None = None)
         backend: a model that is loaded already; else `settings` say which to load when the app starts.
     """
     settings = settings or Settings()
+    telemetry = make_telemetry(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -58,7 +60,9 @@ def create_app(settings: Settings | None = None, backend: Backend | None = None)
             bus = make_bus(settings)
             await bus.start()
             stack.push_async_callback(bus.close)
-            runner = Runner(loaded.engine, queue_depth=settings.queue_depth, max_batch=settings.max_batch)
+            if telemetry is not None:
+                stack.push_async_callback(asyncio.to_thread, telemetry.close)
+            runner = make_runner(settings, loaded, telemetry)
             runner.start(asyncio.get_running_loop())
             stack.push_async_callback(asyncio.to_thread, runner.close)
             labels = await asyncio.to_thread(LabelStore, Path(settings.traces), loaded.model) if settings.traces else None
@@ -80,12 +84,41 @@ def create_app(settings: Settings | None = None, backend: Backend | None = None)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(RateLimit, per_minute=settings.rate_limit, refused=_count_refusal)
     app.add_middleware(ApiKeys, keys=settings.opening_keys)
-    app.add_middleware(RequestId)  # outermost: what is refused has an id too
+    app.add_middleware(RequestId)  # outermost but for the caller's trace: what is refused has an id too
+    if telemetry is not None:
+        from introspect_service.telemetry import IncomingContext
+
+        app.add_middleware(IncomingContext)
     return app
 
 
 def _count_refusal(scope: Scope) -> None:
     scope["app"].state.service.metrics.rejections.labels("rate_limit").inc()
+
+
+def make_telemetry(settings: Settings) -> Telemetry | None:
+    """Where spans go; nothing where `settings` want none.
+
+    Raises:
+        ServiceError: OpenTelemetry is not installed.
+    """
+    if not settings.otel:
+        return None
+    try:
+        from introspect_service.telemetry import Telemetry  # needs an extra
+    except ImportError as problem:
+        raise ServiceError("INTROSPECT_OTEL needs OpenTelemetry: pip install 'introspect-mllm[otel]'") from problem
+    return Telemetry.start()
+
+
+def make_runner(settings: Settings, backend: Backend, telemetry: Telemetry | None) -> Runner:
+    """What runs the requests, with spans where there is telemetry."""
+    if telemetry is None:
+        return Runner(backend.engine, queue_depth=settings.queue_depth, max_batch=settings.max_batch)
+    from introspect_service.telemetry import TracedRunner
+
+    model, depth, batch = backend.model.name, settings.queue_depth, settings.max_batch
+    return TracedRunner(backend.engine, queue_depth=depth, max_batch=batch, telemetry=telemetry, model=model)
 
 
 def make_bus(settings: Settings) -> SignalBus:

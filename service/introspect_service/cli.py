@@ -88,7 +88,11 @@ def serve(
     except StartError as problem:
         _fail(str(problem))
     number = bound.getsockname()[1]
-    if not run(settings, backend, bound, lambda: typer.echo(greeting(settings, backend, number)), log_level):
+    try:
+        listened = run(settings, backend, bound, lambda: typer.echo(greeting(settings, backend, number)), log_level)
+    except StartError as problem:
+        _fail(str(problem))
+    if not listened:
         raise typer.Exit(1)
 
 

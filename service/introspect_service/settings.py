@@ -70,6 +70,7 @@ class Settings(BaseSettings):
         api_keys: keys of which a caller must have one, separated by commas; anybody may ask where absent.
         rate_limit: requests that a caller may post in a minute; any number where absent.
         log_format: `text`, or `json` for one object a line and one line for each answer; neither has prompts, pictures or answers.
+        otel: spans and evaluation events over OpenTelemetry; needs the extra `otel`, and takes its exporters from the `OTEL_*` variables.
         traces: folder to which answers that get feedback are written, with their labels; nowhere where absent.
     """
 
@@ -113,6 +114,7 @@ class Settings(BaseSettings):
     api_keys: SecretStr | None = None
     rate_limit: Count | None = None
     log_format: Literal["text", "json"] = "text"
+    otel: bool = False
     traces: str | None = None
 
     @field_validator("redis")

