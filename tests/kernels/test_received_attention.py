@@ -141,7 +141,7 @@ def test_in_a_compiled_graph() -> None:
         ({"q": torch.ones(1, 3, 2, 16)}, "multiple of num_kv_heads 2, got 3"),
         ({"q": torch.ones(1, 4, 2, 16).double()}, "q must be torch.float32 on cpu like the arena, got torch.float64"),
         ({"position": torch.tensor([[1.0, 2.0]])}, r"position must be integers \(1, 2\) on cpu, got torch.float32"),
-        ({"lse": torch.ones(1, 4)}, r"lse must be \(1, 4, 2\) on cpu, got \(1, 4\)"),
+        ({"lse": torch.ones(1, 4)}, r"lse must be floats \(1, 4, 2\) on cpu, got torch.float32 \(1, 4\)"),
         ({"heads": [0, 4]}, r"heads must lie in 0 to 3, got \[0, 4\]"),
         ({"heads": torch.tensor([0.5])}, "list of query heads, got torch.float32"),
         ({"most": 3}, "at least the longest run, 4, got 3"),

@@ -159,7 +159,7 @@ def test_in_a_compiled_graph() -> None:
         ({"rows": torch.tensor([[3, 5]])}, r"between the sequence's first key and 4, or be -1, got rows \[5\]"),
         ({"first": torch.tensor([4])}, r"got rows \[3\] and first \[4\]"),
         ({"first": torch.tensor([-1])}, r"first \[-1\]"),
-        ({"lse": torch.ones(1, 4)}, r"lse must be \(1, 4, 2\), got \(1, 4\)"),
+        ({"lse": torch.ones(1, 4)}, r"lse must be floats \(1, 4, 2\) on cpu, got torch.float32 \(1, 4\)"),
         ({"reduce": "median"}, "'mean', 'sum' or 'max', got 'median'"),
         ({"pool": 4}, "odd width .* got 4"),
     ],

@@ -165,6 +165,11 @@ def rows_of_equal_scores(device: str) -> None:
     check_rows(prefill([72], 1, 2, 16, torch.tensor([[70]]), factor=0.0, seed=18), device)
 
 
+def rows_of_heads_in_two_parts(device: str) -> None:
+    """Heads over 128 are multiplied in two parts, the second of them not full here."""
+    check_rows(prefill([35], 1, 2, 200, torch.tensor([[34, 3]]), seed=19), device)
+
+
 def received_ragged(device: str) -> None:
     arena = ragged_arena([[1, 70], [0, 3]], 16, seed=14)
     q, position = _span(arena, 6, 40)
@@ -250,6 +255,7 @@ CHECKS: dict[str, Callable[[str], None]] = {
         rows_in_any_order_over_several_blocks,
         rows_before_and_without_the_image,
         rows_of_equal_scores,
+        rows_of_heads_in_two_parts,
         received_ragged,
         received_self_left_out,
         compact_like_the_reference,

@@ -11,18 +11,15 @@ from introspect_kernels.arena import Arena
 from introspect_kernels.bench.compiled import Compiled, Launch, compile_launch, launches_of
 from introspect_kernels.compact.triton_move import compact_triton, rebudget_triton
 from introspect_kernels.decode.triton_host import decode_attention_triton
+from introspect_kernels.errors import KernelError
 from introspect_kernels.received.triton_span import received_triton
 from introspect_kernels.window.triton_rows import row_statistics_triton
 from introspect_kernels.window.triton_scores import window_scores_triton
 
 CAPABILITIES = (80, 90, 100)
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-SHAPES = (
-    # every size of tile, and heads that fill none; the groups of the models that README.md names, and the extremes
-    ("bf16", 32, 16), ("bf16", 64, 4), ("bf16", 80, 1), ("fp16", 96, 2), ("bf16", 128, 7), ("bf16", 256, 8),
-    ("fp32", 32, 1), ("fp32", 64, 4), ("fp32", 128, 7), ("fp32", 256, 8),
-)  # fmt: skip
-"""Element type, head size and query heads per KV head."""
+SHAPES = tuple((dtype, *shape) for shape in ((32, 16), (64, 4), (80, 1), (96, 2), (128, 7), (256, 8)) for dtype in DTYPES)
+"""Element type, head size and query heads per KV head: every tile, heads that fill none, groups of the models in README.md and extremes."""
 SMALL_KERNELS = ("plan_kernel", "combine_kernel", "received_kernel", "merge_lse_kernel", "compact_kernel", "rebudget_kernel")
 """They stream nothing through shared memory and have no choice of tiles: `FEW_SHAPES` tell all there is."""
 FEW_SHAPES = (("fp16", 96, 2), ("bf16", 128, 7), ("fp32", 256, 8))
@@ -68,14 +65,23 @@ def shipped() -> Iterator[Shipped]:
 
 
 def static_counts() -> list[dict[str, object]]:
-    """One row for each kernel, configuration and architecture; some 300 compilations of about a second.
+    """One row for each kernel, configuration and architecture; some 600 compilations of about a second.
 
     Returns:
         Objects with `operator`, `kernel`, `dtype`, `head_dim`, `group`, `capability`, `warps`, `registers` (per
         thread), `stack` (bytes per thread), `spills`, `shared` (bytes), `async_copies` and `matrix_instructions`
         (in the code, not executed).
+
+    Raises:
+        KernelError: one of them keeps something on the stack; the message says which and how much.
     """
-    return [_row(one, capability, compile_launch(one.launch, capability)) for one in shipped() for capability in CAPABILITIES]
+    rows = [_row(one, capability, compile_launch(one.launch, capability)) for one in shipped() for capability in CAPABILITIES]
+    spilling = [
+        f"{row['kernel']} {row['dtype']} {row['head_dim']} sm_{row['capability']}: {row['stack']} bytes" for row in rows if row["stack"]
+    ]
+    if spilling:
+        raise KernelError(f"expected no stack in any kernel, got {'; '.join(spilling)}; choose smaller tiles")
+    return rows
 
 
 def _row(one: Shipped, capability: int, found: Compiled) -> dict[str, object]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from introspect_kernels.arena import Arena
+from introspect_kernels.arena_form import check_arena, check_runs, is_integer
 from introspect_kernels.compact.operators import IMPLEMENTATIONS, compact_op, rebudget_op, state
 from introspect_kernels.errors import ArenaFullError, KernelInputError
 from introspect_kernels.implementations import choose, values_can_be_read
@@ -80,6 +81,7 @@ def compact_into(
         ArenaFullError: more entries than a run's capacity.
         UnknownImplementationError: there is no such `impl`, or it cannot run here.
     """
+    check_arena(arena)
     _validate_cache(k, v, index, count, segment, first)
     batch, kv_heads = k.shape[:2]
     if kv_heads != arena.num_kv_heads or k.shape[3] != arena.k.shape[1] or k.dtype != arena.k.dtype or k.device != arena.k.device:
@@ -89,12 +91,13 @@ def compact_into(
         )
     if rows is None:
         rows = torch.arange(batch, dtype=torch.int32, device=k.device)
-    if rows.shape != (batch,) or rows.is_floating_point() or rows.device != k.device:
+    if rows.shape != (batch,) or not is_integer(rows) or rows.device != k.device:
         raise KernelInputError(f"rows must be integers [{batch}] on {k.device}, got {rows.dtype} {tuple(rows.shape)} on {rows.device}")
     if values_can_be_read(rows):
         if bool(((rows < 0) | (rows >= arena.start.shape[0])).any()) or len(rows.unique()) != batch:
             raise KernelInputError(f"rows must be different sequences of the arena, 0 to {arena.start.shape[0] - 1}, got {rows.tolist()}")
         _validate_choice(index, count, torch.full_like(count, k.shape[2]), first, unchanged=False)
+        check_runs(arena.start[rows.long()], count, arena.k.shape[0])
         if bool((count > arena.capacity[rows.long()]).any()):
             raise ArenaFullError(f"runs have capacity {arena.capacity[rows.long()].tolist()}, got {count.tolist()} entries")
     name = choose(impl, k, IMPLEMENTATIONS)
@@ -120,9 +123,11 @@ def rebudget(arena: Arena, index: torch.Tensor, count: torch.Tensor, *, impl: st
         KernelInputError: shapes, dtypes, devices or indices do not fit.
         UnknownImplementationError: there is no such `impl`, or it cannot run here.
     """
+    check_arena(arena)
     if count.shape != arena.start.shape:
         raise KernelInputError(f"count must be {tuple(arena.start.shape)}, got {tuple(count.shape)}")
     _validate_form(index, count, arena.k.device)
+    check_runs(arena.start, arena.length, arena.k.shape[0])
     _validate_choice(index, count, arena.length, None, unchanged=True)
     rebudget_op(*state(arena), _int32(index), _int32(count), choose(impl, arena.k, IMPLEMENTATIONS))
 
@@ -147,12 +152,12 @@ def _validate_cache(
         raise KernelInputError(
             f"segment must be uint8 {(batch, tokens)} on {k.device}, got {segment.dtype} {tuple(segment.shape)} on {segment.device}"
         )
-    if first is not None and (first.shape != (batch,) or first.is_floating_point() or first.device != k.device):
+    if first is not None and (first.shape != (batch,) or not is_integer(first) or first.device != k.device):
         raise KernelInputError(f"first must be integers [{batch}] on {k.device}, got {first.dtype} {tuple(first.shape)} on {first.device}")
 
 
 def _validate_form(index: torch.Tensor, count: torch.Tensor, device: torch.device) -> None:
-    if index.dim() != 3 or index.shape[:2] != count.shape or index.is_floating_point() or count.is_floating_point():
+    if index.dim() != 3 or index.shape[:2] != count.shape or not is_integer(index) or not is_integer(count):
         raise KernelInputError(
             f"index must be integers [{', '.join(map(str, count.shape))}, most] and count integers, "
             f"got {index.dtype} {tuple(index.shape)} and {count.dtype}"
@@ -170,6 +175,8 @@ def _validate_choice(
     least = -1 if unchanged else 0
     if bool(((count < least) | (count > index.shape[2])).any()):
         raise KernelInputError(f"count must lie in {least} to {index.shape[2]}, the width of index, got {count.tolist()}")
+    if first is not None and bool((first < 0).any()):
+        raise KernelInputError(f"first must be at least 0, got {first.tolist()}")
     used = torch.arange(index.shape[2], device=index.device) < count[..., None]
     low = torch.zeros_like(index) if first is None else first[:, None, None]
     wrong = used & ((index < low) | (index >= available[..., None]))

@@ -6,6 +6,9 @@ instructions an entry. They stay spread over the tile's columns until the piece
 ends: reducing them in every tile would cost ten times as much.
 """
 
+# mypy: disable-error-code="assignment"
+# Kernels grow tuples, whose types it takes for fixed.
+
 import triton
 import triton.language as tl
 
@@ -14,7 +17,6 @@ NOTHING = tl.constexpr(-1.0e30)
 EXCLUDED = tl.constexpr(-2.0e30)
 NO_INDEX = tl.constexpr(2147483647)
 ROWS = tl.constexpr(16)  # query heads of a group, padded: the matrix instruction takes 16
-PART = tl.constexpr(128)  # dimensions of a head multiplied at a time: with all 256 at once fp32 takes more registers than there are
 
 
 @triton.jit
@@ -44,6 +46,7 @@ def attend_kernel(
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     HEAD_PAD: tl.constexpr,
+    PART: tl.constexpr,  # dimensions of a head multiplied at a time
     PIECES: tl.constexpr,
     BLOCK: tl.constexpr,
     STAGES: tl.constexpr,
@@ -54,8 +57,7 @@ def attend_kernel(
     """Each program takes every num_programs-th chunk."""
     rows = tl.arange(0, ROWS)
     columns = tl.arange(0, BLOCK)
-    WIDTH: tl.constexpr = min(HEAD_PAD, PART)
-    dims = tl.arange(0, WIDTH)
+    dims = tl.arange(0, PART)
     is_head = rows < GROUP
     field = chunk_limit * PIECES * GROUP
     total = tl.minimum(tl.load(run_chunk + runs), chunk_limit)
@@ -67,7 +69,7 @@ def attend_kernel(
         values_of_run = v + first * HEAD_DIM
         heads = run * GROUP + rows  # query head g of KV head r is head r * GROUP + g of the batch
         query = ()
-        for at in tl.static_range(0, HEAD_PAD, WIDTH):
+        for at in tl.static_range(0, HEAD_PAD, PART):
             dim = at + dims[None, :]
             of_query = tl.load(q + heads[:, None] * HEAD_DIM + dim, mask=is_head[:, None] & (dim < HEAD_DIM), other=0.0)
             if UPCAST:
@@ -81,8 +83,8 @@ def attend_kernel(
             mixed = tl.load(piece_count + row) < high - low
 
             out = ()
-            for _ in tl.static_range(0, HEAD_PAD, WIDTH):
-                out += (tl.zeros([ROWS, WIDTH], tl.float32),)
+            for _ in tl.static_range(0, HEAD_PAD, PART):
+                out += (tl.zeros([ROWS, PART], tl.float32),)
             top = tl.full([ROWS], NOTHING, tl.float32)
             sum_p = tl.zeros([ROWS, BLOCK], tl.float32)
             sum_px = tl.zeros([ROWS, BLOCK], tl.float32)
@@ -94,12 +96,12 @@ def attend_kernel(
                 entry = offset + columns
                 inside = entry < high
                 score = tl.zeros([ROWS, BLOCK], tl.float32)
-                for at in tl.static_range(0, HEAD_PAD, WIDTH):
-                    dim = at + dims[:, None]
-                    keys = tl.load(keys_of_run + entry[None, :] * HEAD_DIM + dim, mask=inside[None, :] & (dim < HEAD_DIM), other=0.0)
+                for at in tl.static_range(0, HEAD_PAD, PART):
+                    down = at + dims[:, None]
+                    keys = tl.load(keys_of_run + entry[None, :] * HEAD_DIM + down, mask=inside[None, :] & (down < HEAD_DIM), other=0.0)
                     if UPCAST:
                         keys = keys.to(tl.float32)
-                    score = tl.dot(query[at // WIDTH], keys, score, input_precision="tf32x3")
+                    score = tl.dot(query[at // PART], keys, score, input_precision="tf32x3")
                 score *= scale
                 ours = inside
                 if STATS:
@@ -123,19 +125,19 @@ def attend_kernel(
                     best = tl.where(rises, tl.where(x == 0.0, where[None, :], NO_INDEX), best)
                 sum_p = shrink * sum_p + p
                 grown = ()
-                for at in tl.static_range(0, HEAD_PAD, WIDTH):
+                for at in tl.static_range(0, HEAD_PAD, PART):
                     dim = at + dims[None, :]
                     values = tl.load(values_of_run + entry[:, None] * HEAD_DIM + dim, mask=inside[:, None] & (dim < HEAD_DIM), other=0.0)
                     if UPCAST:
                         values = values.to(tl.float32)
-                    grown += (tl.dot(p.to(values.dtype), values, out[at // WIDTH] * shrink, input_precision="tf32x3"),)
+                    grown += (tl.dot(p.to(values.dtype), values, out[at // PART] * shrink, input_precision="tf32x3"),)
                 out = grown
                 top = highest
 
             part = row * GROUP + rows
-            for at in tl.static_range(0, HEAD_PAD, WIDTH):
+            for at in tl.static_range(0, HEAD_PAD, PART):
                 dim = at + dims[None, :]
-                tl.store(part_out + part[:, None] * HEAD_DIM + dim, out[at // WIDTH], mask=is_head[:, None] & (dim < HEAD_DIM))
+                tl.store(part_out + part[:, None] * HEAD_DIM + dim, out[at // PART], mask=is_head[:, None] & (dim < HEAD_DIM))
             tl.store(part_real + part, top, mask=is_head)
             tl.store(part_real + field + part, tl.sum(sum_p, 1), mask=is_head)
             if STATS:

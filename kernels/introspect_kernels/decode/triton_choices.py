@@ -15,6 +15,7 @@ from introspect_kernels.errors import KernelInputError
 
 MAX_GROUP = 16
 MAX_HEAD_DIM = 256
+PART = 128  # dimensions of a head multiplied at a time: with 256 fp32, which multiplies in three steps, takes more registers than there are
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -25,14 +26,15 @@ class Choice:
     Attributes:
         block: entries per tile.
         stages: tiles in flight, the one being computed included.
-        registers: limit per thread. Told nothing, ptxas prefers spilling one value to passing 128.
+        registers: limit per thread, None for the hardware's. Told nothing, ptxas prefers spilling one value to passing 128 where
+            four warps run; where eight do, a limit of 255 makes it spill and none does not.
         residents: programs per multiprocessor that the launch counts on.
         warps: per program. One spills; four divide a tile of 32 entries without repeating work.
     """
 
     block: int
     stages: int
-    registers: int
+    registers: int | None
     residents: int
     warps: int = 4
 
@@ -47,9 +49,8 @@ _CHOICES = {
     (4, 32): Choice(32, 4, registers=255, residents=2),
     (4, 64): Choice(32, 4, registers=255, residents=2),
     (4, 128): Choice(32, 2, registers=255, residents=2),  # at three stages only one program fits on sm_80
-    # 64 KiB a tile: three do not fit on sm_80. The query's own registers leave too few: it spills 40 bytes on
-    # sm_80 and sm_90, 128 on sm_100 (with the scores kept up to 168); with 4 warps more, and more if the query is read again.
-    (4, 256): Choice(32, 2, registers=255, residents=1, warps=8),
+    # 64 KiB a tile: three do not fit on sm_80. Four warps would hold twice as much of the output each, and spill.
+    (4, 256): Choice(32, 2, registers=None, residents=1, warps=8),
 }
 
 

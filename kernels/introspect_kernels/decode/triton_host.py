@@ -15,7 +15,7 @@ import triton
 from introspect_kernels.arena import Arena
 from introspect_kernels.decode.packing import REALS, PackedStats
 from introspect_kernels.decode.triton_attend import attend_kernel
-from introspect_kernels.decode.triton_choices import Choice, choose, padded_head_dim
+from introspect_kernels.decode.triton_choices import PART, Choice, choose, padded_head_dim
 from introspect_kernels.decode.triton_combine import combine_kernel
 from introspect_kernels.decode.triton_plan import LARGE_CHUNK, SMALL_CHUNK, max_chunks, plan_kernel
 from introspect_kernels.decode.triton_received import received_kernel
@@ -117,6 +117,7 @@ class _Launch:
             GROUP=self.group,
             HEAD_DIM=self.head_dim,
             HEAD_PAD=padded_head_dim(self.head_dim),
+            PART=min(padded_head_dim(self.head_dim), PART),
             PIECES=self.kinds,
             BLOCK=choice.block,
             STAGES=choice.stages,

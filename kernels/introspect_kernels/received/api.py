@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from introspect_kernels.arena import Arena
+from introspect_kernels.arena_form import check_arena, check_runs, is_integer
 from introspect_kernels.errors import KernelInputError
 from introspect_kernels.implementations import choose, values_can_be_read
 from introspect_kernels.received.operators import IMPLEMENTATIONS, received_op
@@ -91,6 +92,7 @@ def _validate(
     q: torch.Tensor, arena: Arena, position: torch.Tensor, heads: Sequence[int] | torch.Tensor | None, lse: torch.Tensor | None
 ) -> torch.Tensor:
     """The chosen heads as int32."""
+    check_arena(arena)
     batch, kv_heads = arena.start.shape
     head_dim = arena.k.shape[1]
     if q.dim() != 4 or q.shape[0] != batch or q.shape[3] != head_dim:
@@ -100,16 +102,17 @@ def _validate(
         raise KernelInputError(f"num_heads must be a multiple of num_kv_heads {kv_heads}, got {num_heads}")
     if q.dtype != arena.k.dtype or q.device != arena.k.device:
         raise KernelInputError(f"q must be {arena.k.dtype} on {arena.k.device} like the arena, got {q.dtype} on {q.device}")
-    if position.shape != (batch, q.shape[2]) or position.is_floating_point() or position.device != q.device:
+    if position.shape != (batch, q.shape[2]) or not is_integer(position) or position.device != q.device:
         raise KernelInputError(
             f"position must be integers {(batch, q.shape[2])} on {q.device}, "
             f"got {position.dtype} {tuple(position.shape)} on {position.device}"
         )
-    if lse is not None and (lse.shape != q.shape[:3] or lse.device != q.device):
-        raise KernelInputError(f"lse must be {tuple(q.shape[:3])} on {q.device}, got {tuple(lse.shape)} on {lse.device}")
+    if lse is not None and (lse.shape != q.shape[:3] or lse.device != q.device or not lse.is_floating_point()):
+        raise KernelInputError(f"lse must be floats {tuple(q.shape[:3])} on {q.device}, got {lse.dtype} {tuple(lse.shape)} on {lse.device}")
     chosen = torch.arange(num_heads) if heads is None else torch.as_tensor(heads)
-    if chosen.dim() != 1 or chosen.is_floating_point():
+    if chosen.dim() != 1 or not is_integer(chosen):
         raise KernelInputError(f"heads must be a list of query heads, got {chosen.dtype} {tuple(chosen.shape)}")
     if heads is not None and values_can_be_read(chosen) and bool(((chosen < 0) | (chosen >= num_heads)).any()):
         raise KernelInputError(f"heads must lie in 0 to {num_heads - 1}, got {chosen.tolist()}")
+    check_runs(arena.start, arena.length, arena.k.shape[0])
     return chosen.to(device=q.device, dtype=torch.int32)

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch.nn import functional
 
+from introspect_kernels.arena_form import is_integer
 from introspect_kernels.errors import KernelInputError
 from introspect_kernels.implementations import choose, values_can_be_read
 from introspect_kernels.segments import NUM_SEGMENTS
@@ -56,8 +57,8 @@ def window_scores(
         UnknownImplementationError: there is no such `impl`, or it cannot run here.
     """
     rows, first = _validate(q, k, rows, first)
-    if lse is not None and lse.shape != q.shape[:3]:
-        raise KernelInputError(f"lse must be {tuple(q.shape[:3])}, got {tuple(lse.shape)}")
+    if lse is not None and (lse.shape != q.shape[:3] or lse.device != q.device or not lse.is_floating_point()):
+        raise KernelInputError(f"lse must be floats {tuple(q.shape[:3])} on {q.device}, got {lse.dtype} {tuple(lse.shape)} on {lse.device}")
     if reduce not in ("mean", "sum", "max"):
         raise KernelInputError(f"reduce must be 'mean', 'sum' or 'max', got {reduce!r}")
     if pool < 1 or pool % 2 == 0 or pooling not in ("mean", "max"):
@@ -158,7 +159,7 @@ def _validate(q: torch.Tensor, k: torch.Tensor, rows: torch.Tensor | None, first
     if first is None:
         first = torch.zeros(batch, dtype=torch.int32, device=k.device)
     for name, tensor, shape in (("rows", rows, (batch, count)), ("first", first, (batch,))):
-        if tensor.shape != shape or tensor.is_floating_point() or tensor.device != k.device:
+        if tensor.shape != shape or not is_integer(tensor) or tensor.device != k.device:
             raise KernelInputError(
                 f"{name} must be integers {shape} on {k.device}, got {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
             )

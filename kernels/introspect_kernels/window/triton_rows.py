@@ -1,10 +1,14 @@
-"""Head statistics of chosen prompt rows in Triton: one pass over keys and values for each block of rows.
+"""Head statistics of chosen prompt rows in Triton: one pass over the keys, then one over keys and values.
 
-The recurrences are those of online softmax in units of log2 with three more
-sums: t = sum p x (entropy), p^2, and one for each linear statistic. The image
+The recurrences of the first are those of online softmax in units of log2 with three
+more sums: t = sum p x (entropy), p^2, and one for each linear statistic. The image
 segment has a softmax of its own, since its entries may lie so far below the
-largest score that they would vanish beside it.
+largest score that they would vanish beside it. The second pass finds the image's
+share of the output; both in one would take more registers than there are.
 """
+
+# mypy: disable-error-code="assignment"
+# Kernels grow tuples, whose types it takes for fixed.
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
+from introspect_kernels.decode.triton_choices import PART
 from introspect_kernels.implementations import interpreted
 from introspect_kernels.segments import NUM_SEGMENTS, Segment
 from introspect_kernels.statistics import WINDOW
@@ -25,24 +30,22 @@ BLOCK_KEYS = 32
 
 @triton.jit
 def row_statistics_kernel(
-    q, k, v, segment, first, limit, reals, indices, mass,
+    q, k, segment, first, limit, reals, indices, mass,
     num_heads, rows, tokens, plane, scale,
-    q_batch, q_head, q_row, k_batch, k_head, k_token, v_batch, v_head, v_token,
-    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr,
-    IMAGE: tl.constexpr, NEAR: tl.constexpr, SEGMENTS: tl.constexpr, UPCAST: tl.constexpr, STAGES: tl.constexpr,
+    q_batch, q_head, q_row, k_batch, k_head, k_token,
+    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_N: tl.constexpr, IMAGE: tl.constexpr, NEAR: tl.constexpr, SEGMENTS: tl.constexpr, UPCAST: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """`reals [11, batch, rows, num_heads]`, `indices [2, ...]`, `mass [batch, rows, num_heads, 6]`; `plane` elements lie between fields."""
+    """All but the image's share of the output; `plane` elements lie between fields.
+
+    `reals [11, batch, rows, num_heads]`, `indices [2, ...]`, `mass [batch, rows, num_heads, 6]`.
+    """
     b, h = tl.program_id(0) // num_heads, tl.program_id(0) % num_heads
     begin = tl.load(first + b)
     r = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
-    d = tl.arange(0, BLOCK_D)
     reach = tl.load(limit + b * rows + r, mask=r < rows, other=-1)
-    q_at = q + b.to(tl.int64) * q_batch + h * q_head + r[:, None] * q_row + d[None, :]
-    q_tile = tl.load(q_at, mask=(r[:, None] < rows) & (d[None, :] < HEAD_DIM), other=0.0)
-    if UPCAST:
-        q_tile = q_tile.to(tl.float32)
+    query = _queries(q + b.to(tl.int64) * q_batch + h * q_head, r, q_row, rows, HEAD_DIM, BLOCK_D, BLOCK_P, UPCAST)
     k_at = k + b.to(tl.int64) * k_batch + (h // GROUP).to(tl.int64) * k_head + begin.to(tl.int64) * k_token
-    v_at = v + b.to(tl.int64) * v_batch + (h // GROUP).to(tl.int64) * v_head + begin.to(tl.int64) * v_token
     m = tl.full([BLOCK_R], -1e30, tl.float32)
     best = tl.full([BLOCK_R], -1, tl.int32)
     total = tl.zeros([BLOCK_R], tl.float32)
@@ -57,21 +60,13 @@ def row_statistics_kernel(
     image_total = tl.zeros([BLOCK_R], tl.float32)
     image_weighted = tl.zeros([BLOCK_R], tl.float32)
     masses = tl.zeros([BLOCK_R, 8], tl.float32)
-    out = tl.zeros([BLOCK_R, BLOCK_D], tl.float32)
-    image_out = tl.zeros([BLOCK_R, BLOCK_D], tl.float32)
     for j in tl.range(0, tl.minimum(tokens - begin, tl.max(reach, 0) + 1), BLOCK_N, num_stages=STAGES):
         i = j + tl.arange(0, BLOCK_N)
         inside = begin + i < tokens
-        offset = i.to(tl.int64)
-        k_tile = tl.load(k_at + offset[None, :] * k_token + d[:, None], mask=inside[None, :] & (d[:, None] < HEAD_DIM), other=0.0)
-        # A masked p of zero times a NaN would still be NaN, so values that no row sees are not read.
-        seen = inside & (i <= tl.max(reach, 0))
-        v_tile = tl.load(v_at + offset[:, None] * v_token + d[None, :], mask=seen[:, None] & (d[None, :] < HEAD_DIM), other=0.0)
-        if UPCAST:
-            k_tile, v_tile = k_tile.to(tl.float32), v_tile.to(tl.float32)
+        s = _products(query, k_at, i, k_token, inside, HEAD_DIM, BLOCK_P, UPCAST) * scale
         source = tl.load(segment + b.to(tl.int64) * tokens + begin + i, mask=inside, other=255)
         visible = inside[None, :] & (i[None, :] <= reach[:, None])
-        s = tl.where(visible, tl.dot(q_tile, k_tile, input_precision="tf32x3") * scale, -1e30)
+        s = tl.where(visible, s, -1e30)
 
         tile_top = tl.max(s, 1)
         where = tl.min(tl.where(visible & (s == tile_top[:, None]), i[None, :], 2147483647), 1)
@@ -108,27 +103,20 @@ def row_statistics_kernel(
         image_total = image_a * image_total + tl.sum(within, 1)
         image_m = image_top
 
-        out = out * a[:, None] + tl.dot(p.to(v_tile.dtype), v_tile, input_precision="tf32x3")
-        p_image = tl.where(is_image, p, 0.0)
-        image_out = image_out * a[:, None] + tl.dot(p_image.to(v_tile.dtype), v_tile, input_precision="tf32x3")
-
     some = total > 0
     has_image = image_total > 0
     nan = float("nan")
     log2_total = tl.log2(total)
-    norm = tl.sqrt(tl.sum(out * out, 1))
-    image_norm = tl.sqrt(tl.sum(image_out * image_out, 1))
     image_entropy = (tl.log2(image_total) - image_weighted / image_total) * 0.6931471805599453
     to = (b * rows + r) * num_heads + h
     keep = r < rows
-    # The order is window/fields.py's.
+    # The order is window/fields.py's; `image_share_kernel` stores the plane in between.
     tl.store(reals + to, tl.where(some, (m + log2_total) * 0.6931471805599453, float("-inf")), mask=keep)
     tl.store(reals + plane + to, tl.where(some, (log2_total - weighted / total) * 0.6931471805599453, nan), mask=keep)
     tl.store(reals + 2 * plane + to, tl.where(some, squares / (total * total), nan), mask=keep)
     tl.store(reals + 3 * plane + to, tl.where(some, 1.0 / total, nan), mask=keep)
     tl.store(reals + 4 * plane + to, tl.where(has_image, image_entropy, nan), mask=keep)
     tl.store(reals + 5 * plane + to, tl.where(has_image, 1.0 / image_total, nan), mask=keep)
-    tl.store(reals + 6 * plane + to, tl.where(has_image, image_norm / norm, nan), mask=keep)
     tl.store(reals + 7 * plane + to, tl.where(some, own / total, nan), mask=keep)
     tl.store(reals + 8 * plane + to, tl.where(some & (reach > 0), previous / total, nan), mask=keep)
     tl.store(reals + 9 * plane + to, tl.where(some, distance / total, nan), mask=keep)
@@ -140,6 +128,89 @@ def row_statistics_kernel(
     tl.store(mass_at, tl.where(some[:, None], masses / total[:, None], nan), mask=keep[:, None] & (column < SEGMENTS))
 
 
+@triton.jit
+def image_share_kernel(
+    q, k, v, segment, first, limit, reals,
+    num_heads, rows, tokens, plane, scale,
+    q_batch, q_head, q_row, k_batch, k_head, k_token, v_batch, v_head, v_token,
+    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_N: tl.constexpr, IMAGE: tl.constexpr, UPCAST: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """The plane of the image's share of the output, from the log-sum-exp that the other planes hold."""
+    b, h = tl.program_id(0) // num_heads, tl.program_id(0) % num_heads
+    begin = tl.load(first + b)
+    r = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
+    d = tl.arange(0, BLOCK_P)
+    reach = tl.load(limit + b * rows + r, mask=r < rows, other=-1)
+    to = (b * rows + r) * num_heads + h
+    lse2 = tl.load(reals + to, mask=r < rows, other=0.0) * 1.4426950408889634
+    query = _queries(q + b.to(tl.int64) * q_batch + h * q_head, r, q_row, rows, HEAD_DIM, BLOCK_D, BLOCK_P, UPCAST)
+    k_at = k + b.to(tl.int64) * k_batch + (h // GROUP).to(tl.int64) * k_head + begin.to(tl.int64) * k_token
+    v_at = v + b.to(tl.int64) * v_batch + (h // GROUP).to(tl.int64) * v_head + begin.to(tl.int64) * v_token
+    out = ()
+    image_out = ()
+    for _ in tl.static_range(0, BLOCK_D, BLOCK_P):
+        out += (tl.zeros([BLOCK_R, BLOCK_P], tl.float32),)
+        image_out += (tl.zeros([BLOCK_R, BLOCK_P], tl.float32),)
+    for j in tl.range(0, tl.minimum(tokens - begin, tl.max(reach, 0) + 1), BLOCK_N, num_stages=STAGES):
+        i = j + tl.arange(0, BLOCK_N)
+        inside = begin + i < tokens
+        s = _products(query, k_at, i, k_token, inside, HEAD_DIM, BLOCK_P, UPCAST) * scale
+        visible = inside[None, :] & (i[None, :] <= reach[:, None])
+        source = tl.load(segment + b.to(tl.int64) * tokens + begin + i, mask=inside, other=255)
+        p = tl.where(visible, tl.exp2(s - lse2[:, None]), 0.0)
+        p_image = tl.where(source[None, :] == IMAGE, p, 0.0)
+        # A masked p of zero times a NaN would still be NaN, so values that no row sees are not read.
+        seen = inside & (i <= tl.max(reach, 0))
+        grown = ()
+        image_grown = ()
+        for at in tl.static_range(0, BLOCK_D, BLOCK_P):
+            dim = at + d[None, :]
+            v_tile = tl.load(v_at + i[:, None].to(tl.int64) * v_token + dim, mask=seen[:, None] & (dim < HEAD_DIM), other=0.0)
+            if UPCAST:
+                v_tile = v_tile.to(tl.float32)
+            grown += (tl.dot(p.to(v_tile.dtype), v_tile, out[at // BLOCK_P], input_precision="tf32x3"),)
+            image_grown += (tl.dot(p_image.to(v_tile.dtype), v_tile, image_out[at // BLOCK_P], input_precision="tf32x3"),)
+        out = grown
+        image_out = image_grown
+    square = tl.zeros([BLOCK_R], tl.float32)
+    image_square = tl.zeros([BLOCK_R], tl.float32)
+    for at in tl.static_range(0, BLOCK_D, BLOCK_P):
+        square += tl.sum(out[at // BLOCK_P] * out[at // BLOCK_P], 1)
+        image_square += tl.sum(image_out[at // BLOCK_P] * image_out[at // BLOCK_P], 1)
+    image_max = tl.load(reals + 5 * plane + to, mask=r < rows, other=0.0)
+    share = tl.where(image_max == image_max, tl.sqrt(image_square / square), image_max)  # absent with no image entry
+    tl.store(reals + 6 * plane + to, share, mask=r < rows)
+
+
+@triton.jit
+def _queries(
+    q, r, q_row, rows, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr, UPCAST: tl.constexpr
+):  # fmt: skip
+    """The rows' queries, `BLOCK_P` dimensions in each part."""
+    query = ()
+    for at in tl.static_range(0, BLOCK_D, BLOCK_P):
+        d = at + tl.arange(0, BLOCK_P)[None, :]
+        part = tl.load(q + r[:, None] * q_row + d, mask=(r[:, None] < rows) & (d < HEAD_DIM), other=0.0)
+        if UPCAST:
+            part = part.to(tl.float32)
+        query += (part,)
+    return query
+
+
+@triton.jit
+def _products(query, k, i, k_token, inside, HEAD_DIM: tl.constexpr, BLOCK_P: tl.constexpr, UPCAST: tl.constexpr):
+    """Each row's product with each of the tile's keys."""
+    s = tl.zeros([query[0].shape[0], i.shape[0]], tl.float32)
+    for place in tl.static_range(len(query)):
+        d = place * BLOCK_P + tl.arange(0, BLOCK_P)[:, None]
+        k_tile = tl.load(k + i[None, :].to(tl.int64) * k_token + d, mask=inside[None, :] & (d < HEAD_DIM), other=0.0)
+        if UPCAST:
+            k_tile = k_tile.to(tl.float32)
+        s = tl.dot(query[place], k_tile, s, input_precision="tf32x3")
+    return s
+
+
 def row_statistics_triton(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segment: torch.Tensor, limit: torch.Tensor, first: torch.Tensor, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -149,12 +220,19 @@ def row_statistics_triton(
     if mass.numel() == 0:
         return reals, indices, mass
     tiles = Tiles.of(q.dtype, head_dim)
-    row_statistics_kernel[(batch * num_heads, triton.cdiv(rows, BLOCK_ROWS))](
-        q, k, v, segment, first, limit, reals, indices, mass,
-        num_heads, rows, k.shape[2], batch * rows * num_heads, scale * LOG2_E, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
-        GROUP=num_heads // k.shape[1], HEAD_DIM=head_dim, BLOCK_D=tiles.block_d, BLOCK_R=BLOCK_ROWS, BLOCK_N=BLOCK_KEYS,
-        IMAGE=int(Segment.IMAGE), NEAR=float(WINDOW), SEGMENTS=NUM_SEGMENTS, UPCAST=interpreted(), STAGES=tiles.stages,
-        # In fp32 the query alone fills most registers of four warps. With eight it fits up to heads of 64; larger ones spill.
-        num_warps=8 if q.dtype == torch.float32 else 4,
+    grid = (batch * num_heads, triton.cdiv(rows, BLOCK_ROWS))
+    sizes = (num_heads, rows, k.shape[2], batch * rows * num_heads, scale * LOG2_E)
+    constants = {
+        "GROUP": num_heads // k.shape[1], "HEAD_DIM": head_dim, "BLOCK_D": tiles.block_d, "BLOCK_P": min(tiles.block_d, PART),
+        "BLOCK_R": BLOCK_ROWS, "BLOCK_N": BLOCK_KEYS, "IMAGE": int(Segment.IMAGE), "UPCAST": interpreted(), "STAGES": tiles.stages,
+        # In fp32 the query alone fills most registers of four warps.
+        "num_warps": 8 if q.dtype == torch.float32 else 4,
+    }  # fmt: skip
+    row_statistics_kernel[grid](
+        q, k, segment, first, limit, reals, indices, mass, *sizes, *q.stride()[:3], *k.stride()[:3],
+        NEAR=float(WINDOW), SEGMENTS=NUM_SEGMENTS, **constants,
+    )  # fmt: skip
+    image_share_kernel[grid](
+        q, k, v, segment, first, limit, reals, *sizes, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], **constants,
     )  # fmt: skip
     return reals, indices, mass
