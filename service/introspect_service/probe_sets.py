@@ -100,8 +100,9 @@ class ProbeSets:
             ApiError: as `load`; the active set stays.
         """
         scorer = self.held(name) or self.load(name)
-        self._active = (name, scorer)
-        self.changes += 1
+        with self._loading:
+            self._active = (name, scorer)
+            self.changes += 1
         logger.info("new answers are scored with probe set %s (%s)", name, scorer.name or "training-free scores")
 
     def _found(self) -> Iterator[str]:
