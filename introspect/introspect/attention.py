@@ -85,6 +85,11 @@ def ablated(heads: torch.Tensor) -> Iterator[None]:
         _ABLATED.reset(token)
 
 
+def is_ablated() -> bool:
+    """Whether heads are silenced in this context."""
+    return _ABLATED.get() is not None
+
+
 @dataclass(frozen=True)
 class LayerCache:
     """What one layer's attention of a prompt leaves behind.

@@ -10,6 +10,7 @@ import torch
 
 from introspect.answer import Answer
 from introspect.attention import DecodePass, active
+from introspect.forward import Forward
 from introspect.lanes import Lane, Wants
 from introspect.loading import LoadedModel
 from introspect.pool import Runs, SlotPool
@@ -59,15 +60,23 @@ class DecodeStep:
 
     Args:
         loaded: the model.
+        forward: its way from tokens to log-probabilities.
         pool: where entries lie; a step made before its tensors moved is of no use any more.
         shape: of the batch.
         impl: which `decode_attention` implementation.
         parking: see `Lane`.
     """
 
-    def __init__(self, loaded: LoadedModel, pool: SlotPool, shape: StepShape, impl: str | None = None, parking: Runs | None = None) -> None:
-        self._loaded, self._impl = loaded, impl
-        self._embed = loaded.model.get_input_embeddings()
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        forward: Forward,
+        pool: SlotPool,
+        shape: StepShape,
+        impl: str | None = None,
+        parking: Runs | None = None,
+    ) -> None:
+        self._loaded, self._forward, self._impl = loaded, forward, impl
         self.lanes: list[Lane] = []
         self.rows = 0
         for wanted, size in shape:
@@ -128,7 +137,8 @@ class DecodeStep:
         for lane in self.lanes:
             lane.begin(decode.position, origin)
         try:
-            logprobs = self._forward(decode, token, torch.stack(rotary) if len(rotary) > 1 else rotary[0])
+            with active(decode):
+                logprobs = self._forward(token, torch.stack(rotary) if len(rotary) > 1 else rotary[0])
             drawing = Drawing(*self._drawing.unbind(1)) if samples else None
             ids, reals = measure(logprobs, choose(logprobs, forced if forces else None, drawing))
             heads = tuple(pack_heads(decode.stats[n]) if n in decode.stats else None for n in range(len(self.lanes)))
@@ -137,19 +147,6 @@ class DecodeStep:
                 lane.undo()
             raise
         return Outputs(ids, reals, heads)
-
-    def _forward(self, decode: DecodePass, token: torch.Tensor, rotary: torch.Tensor) -> torch.Tensor:
-        """Log-probabilities `[batch, vocab]` from tokens `[batch]` and rotary positions `[batch]` or `[axes, batch]`."""
-        model = self._loaded.model
-        with active(decode):
-            hidden = self._loaded.language_model(
-                inputs_embeds=self._embed(token[:, None]),
-                # One that is prepared already: nobody builds another, nor looks on the host whether one is needed.
-                attention_mask=torch.ones((1, 1, 1, 1), dtype=torch.bool, device=token.device),
-                position_ids=rotary[..., None],
-                use_cache=False,
-            ).last_hidden_state
-        return torch.log_softmax(model.lm_head(hidden[:, -1]).float(), -1)
 
     def read(self, outputs: Outputs) -> Step:
         """Bring a step's results to the host: all copies are under way before it waits."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 from weakref import WeakSet
 
 from introspect.budgeting import check_budget
+from introspect.forward import Forward
 from introspect.limits import DEFAULT_BATCH, Limits
 from introspect.loading import LoadedModel
 from introspect.pool import KVBytes
@@ -42,7 +43,7 @@ class Engine:
     ) -> None:
         self.loaded = loaded
         self.limits = Limits(max_batch, kv_bytes, slack, prefill_chunk)
-        self._impl = impl
+        self._impl, self._forward = impl, Forward(loaded)
         self._schedulers: WeakSet[Scheduler] = WeakSet()
 
     @property
@@ -52,7 +53,7 @@ class Engine:
 
     def scheduler(self, *, refill: int = 1) -> Scheduler:
         """A scheduler of this engine's limits, for who submits requests one by one."""
-        made = Scheduler(self.loaded, replace(self.limits, refill=refill), self._impl)
+        made = Scheduler(self.loaded, replace(self.limits, refill=refill), self._impl, self._forward)
         self._schedulers.add(made)
         return made
 

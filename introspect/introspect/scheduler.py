@@ -11,6 +11,7 @@ from typing import cast
 from introspect.answer import Answer
 from introspect.continuing import common_prefix, take_up
 from introspect.decoding import DecodeStep, Step
+from introspect.forward import Forward
 from introspect.lanes import wants
 from introspect.limits import Limits, Need, bytes_of, check_fits, need_of
 from introspect.loading import LoadedModel
@@ -37,10 +38,12 @@ class Scheduler:
         loaded: the model.
         limits: how much may run.
         impl: which `decode_attention` implementation; see there.
+        forward: the model's way from tokens to log-probabilities; one of its own without.
     """
 
-    def __init__(self, loaded: LoadedModel, limits: Limits, impl: str | None = None) -> None:
+    def __init__(self, loaded: LoadedModel, limits: Limits, impl: str | None = None, forward: Forward | None = None) -> None:
         self._loaded, self._limits, self._impl = loaded, limits, impl
+        self._forward = forward or Forward(loaded)
         self._pool = SlotPool(loaded.num_layers, loaded.num_kv_heads, loaded.device)
         self._waiting: deque[Answer] = deque()
         self._running: list[Answer] = []
@@ -291,7 +294,7 @@ class Scheduler:
         return self._step
 
     def _step_of(self, groups: list[list[Answer]]) -> DecodeStep:
-        step = DecodeStep(self._loaded, self._pool, tuple((wants(group[0]), len(group)) for group in groups), self._impl)
+        step = DecodeStep(self._loaded, self._forward, self._pool, tuple((wants(group[0]), len(group)) for group in groups), self._impl)
         step.fill(groups)
         return step
 
