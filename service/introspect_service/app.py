@@ -22,7 +22,7 @@ from introspect_service.embedded_valkey import EmbeddedValkey
 from introspect_service.error_handlers import install_error_handlers
 from introspect_service.errors import ErrorBody, ServiceError
 from introspect_service.labels import LabelStore
-from introspect_service.limits import BodyLimit, RequestId, Scope
+from introspect_service.limits import BodyLimit, RequestId, Scope, SendLimit
 from introspect_service.metrics import Metrics
 from introspect_service.probe_sets import ProbeSets
 from introspect_service.records import RecordStore
@@ -81,9 +81,10 @@ def create_app(settings: Settings | None = None, backend: Backend | None = None)
     app.include_router(router)
     for part in (chat, introspection, live, probe_routes, page):
         app.include_router(part.router)
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, seconds=settings.client_seconds)
     app.add_middleware(RateLimit, per_minute=settings.rate_limit, refused=_count_refusal)
     app.add_middleware(ApiKeys, keys=settings.opening_keys)
+    app.add_middleware(SendLimit, seconds=settings.client_seconds)
     app.add_middleware(RequestId)  # outermost but for the caller's trace: what is refused has an id too
     if telemetry is not None:
         from introspect_service.telemetry import IncomingContext

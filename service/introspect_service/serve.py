@@ -68,7 +68,14 @@ def serve(settings: Settings, backend: Backend, bound: socket.socket, announce: 
     if settings.log_format == "json":
         write_json_lines()
         log_config = None  # uvicorn's own lines go the same way
-    config = uvicorn.Config(app, log_level=log_level, log_config=log_config, timeout_graceful_shutdown=GRACE_SECONDS, server_header=False)
+    config = uvicorn.Config(
+        app,
+        log_level=log_level,
+        log_config=log_config,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+        limit_concurrency=settings.max_connections,
+        server_header=False,
+    )
     server = AnnouncingServer(config, announce, lambda: app.state.service)
     server.run([bound])
     return server.started

@@ -52,6 +52,8 @@ class Settings(BaseSettings):
         max_body_bytes: largest request body.
         max_image_bytes: largest encoded picture.
         max_pixels: pixels of all pictures of a request together, checked before they are decoded.
+        client_seconds: how long a client may take to send its request's body, or to read one piece of the answer.
+        max_connections: connections and responses at once, all routes together; beyond it the answer is 503.
         max_images: pictures in a request.
         remote_image_hosts: hosts from which pictures are fetched, separated by commas, `host` or `host:port`; none where absent.
         remote_image_http: fetch them over plain http too.
@@ -96,6 +98,8 @@ class Settings(BaseSettings):
     max_body_bytes: Count = 12_000_000
     max_image_bytes: Count = 8_000_000
     max_pixels: Count = 16_000_000
+    client_seconds: Annotated[float, Field(gt=0)] = 30.0
+    max_connections: Count = 512
     max_images: Count = 8
     remote_image_hosts: str | None = None
     remote_image_http: bool = False
