@@ -73,6 +73,19 @@ def test_a_step_reads_nothing_and_runs_nothing_but_its_kernels(stats: bool, rece
     assert operations.names <= NO_WORK
 
 
+def test_without_statistics_a_chunk_is_one_piece() -> None:
+    for stats, pieces in ((True, 6), (False, 1)):
+        launches = launches_of(step(stats=stats, received=False))
+        assert {launch.arguments["PIECES"] for launch in launches} == {pieces}
+
+
+def test_an_empty_batch_can_be_compiled() -> None:
+    none = arena(received=False).select(torch.empty(0, dtype=torch.long, device="meta"))
+    q, position = torch.empty(0, 8, 64, dtype=torch.bfloat16, device="meta"), torch.empty(0, dtype=torch.int32, device="meta")
+    plan = launches_of(lambda: decode_attention(q, none, position, 0.1, impl="triton"))[0]
+    assert plan.arguments["RUNS_PAD"] == 1  # a range of nothing is none that Triton knows
+
+
 @pytest.mark.parametrize(
     "reading",
     [

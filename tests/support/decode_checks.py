@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
 import torch
 from decode_cases import CASES, Case, arena_of, assert_equals_fp64, moved, query_of
 
-from introspect_kernels import Arena, HeadStats, Segment, decode_attention
+from introspect_kernels import NUM_SEGMENTS, Arena, HeadStats, Segment, decode_attention
 
 
 @contextmanager
@@ -192,6 +193,64 @@ def check_absent_values(device: str) -> None:
     _, at_one = measure(early, torch.ones(1, 1, 32), torch.tensor([1]), device)
     assert at_one.self_mass.item() == 1
     assert at_one.previous_mass.isnan().all()
+
+
+def check_the_work_list(device: str) -> None:
+    """Chunks of 256, 512 or 1024 entries as runs grow, each cut where segments begin and end."""
+    from introspect_kernels.decode.triton_host import _Launch  # needs Triton, which this module's other checks ask for by name
+
+    case = Case([[4096, 4097], [8192, 8193], [0, 300]], 1, 2)
+    arena = arena_of(case)
+    arena.segment[:4096] = torch.arange(4096) % NUM_SEGMENTS  # one run alternates
+    launch = _Launch(torch.zeros(3, 2, 2, device=device), moved(arena, device), torch.zeros(3, dtype=torch.int32, device=device), 1.0, True)
+    with poisoned_memory():
+        launch.plan()
+    expected, starts = [], [0]
+    for run, (start, count) in enumerate(zip(arena.start.flatten().tolist(), arena.length.flatten().tolist(), strict=True)):
+        step = 256 if count <= 4096 else 512 if count <= 8192 else 1024
+        for low in range(0, count, step):
+            kinds = arena.segment[start + low : start + min(low + step, count)]
+            at = [(kind, (kinds == kind).nonzero()[:, 0]) for kind in kinds.unique().tolist()]
+            expected.append((run, [(low + int(found[0]), low + int(found[-1]) + 1, len(found), kind) for kind, found in at]))
+        starts.append(len(expected))
+    assert launch.run_chunk.tolist() == starts
+    assert len(expected) <= launch.chunks
+    low, high, count, kind = (tensor.view(-1, NUM_SEGMENTS).tolist() for tensor in launch.pieces)
+    for chunk, (run, pieces) in enumerate(expected):
+        assert launch.chunk_run[chunk] == run
+        assert launch.chunk_pieces[chunk] == len(pieces)
+        found = list(zip(low[chunk], high[chunk], count[chunk], kind[chunk], strict=True))
+        assert found[: len(pieces)] == pieces
+        assert count[chunk][len(pieces) :] == [0] * (NUM_SEGMENTS - len(pieces))
+
+
+def check_strided_inputs(device: str) -> None:
+    """A query, starts and lengths that are views, and a position of int64: bitwise the same."""
+    case = Case([[40, 5], [9, 2]], 2, 32)
+    arena = arena_of(case)
+    q, position = query_of(case, arena)
+    expected_out, expected = measure(arena, q, position, device)
+    there = moved(arena, device)
+    views = {name: torch.stack([getattr(there, name)] * 2, -1)[..., 0] for name in ("start", "length")}
+    assert not views["start"].is_contiguous()
+    strided = q.to(device).transpose(1, 2).contiguous().transpose(1, 2)
+    out, stats = decode_attention(strided, replace(there, **views), position.to(device).long(), 0.2, impl="triton")
+    assert torch.equal(out.cpu(), expected_out)
+    assert stats is not None
+    for name in HeadStats._fields:
+        torch.testing.assert_close(getattr(stats, name).cpu(), getattr(expected, name), rtol=0, atol=0, equal_nan=True)
+
+
+def check_no_sequences(device: str) -> None:
+    """An empty batch has an empty output."""
+    case = Case([[4, 3]], 2, 32)
+    arena = arena_of(case)
+    q, position = query_of(case, arena)
+    none = torch.tensor([], dtype=torch.long)
+    out, stats = decode_attention(q[none].to(device), moved(arena.select(none), device), position[none].to(device), 0.2, impl="triton")
+    assert out.shape == (0, 4, 32)
+    assert stats is not None
+    assert stats.mass.shape == (0, 4, NUM_SEGMENTS)
 
 
 CHECKS = {

@@ -84,7 +84,7 @@ class _Launch:
             *self.pieces,
             self.run_chunk,
             self.runs,
-            RUNS_PAD=triton.next_power_of_2(self.runs),
+            RUNS_PAD=triton.next_power_of_2(max(1, self.runs)),
             PIECES=self.kinds,
             SMALL=SMALL_CHUNK,
             LARGE=LARGE_CHUNK,
