@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.attention.flex_attention import flex_attention
 
-from introspect_kernels.bench import rivals
 from introspect_kernels.bench.gate import check
+from introspect_kernels.bench.gpu_rivals import Call, installed, ready, told
 from introspect_kernels.bench.problems import LLAVA_7B, QWEN_7B, QWEN_72B, Inputs, Problem, make
 from introspect_kernels.decode.api import decode_attention
 from introspect_kernels.errors import KernelError
 
 CACHE = 256 << 20  # bytes read between two uses of the same entries: several times what a second-level cache holds
-NOT_COMPARED = {"flashinfer": "not a dependency of this project, so there is no adapter for it"}
 COPY = 1 << 31  # bytes of the buffer whose copy gives the bandwidth to compare with
 ROUNDS = 20
 OVERHEADS = {"overhead_on_over_off": "off", "overhead_on_over_sdpa": "sdpa_folded", "overhead_on_over_flex": "flex_attention"}
@@ -52,12 +49,6 @@ def copy_bandwidth() -> float:
     return 2 * COPY / statistics.median(_graph_times([lambda: target.copy_(source)]))
 
 
-def flash_attention(inputs: Inputs) -> torch.Tensor:
-    """FlashAttention as torch brings it, query heads folded into rows."""
-    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-        return rivals.sdpa_folded(inputs)
-
-
 def measure(chosen: list[Problem], bandwidth: float) -> Iterator[dict[str, Any]]:
     """Gate, then time, one problem after another; every call is timed inside a CUDA graph.
 
@@ -66,7 +57,8 @@ def measure(chosen: list[Problem], bandwidth: float) -> Iterator[dict[str, Any]]
         bandwidth: what `copy_bandwidth` gave, in this run.
 
     Yields:
-        A case: the problem, microseconds of one call by name, terabytes a second and its share of the copy's.
+        A case: the problem, microseconds of one call by name, terabytes a second and its share of the copy's; by name what
+        kept others from being timed.
 
     Raises:
         GateError: results are wrong; nothing is timed from there on.
@@ -74,7 +66,7 @@ def measure(chosen: list[Problem], bandwidth: float) -> Iterator[dict[str, Any]]
     for problem in chosen:
         copies = [make(problem, "cuda", seed) for seed in range(max(1, -(-CACHE // problem.kv_bytes)))]
         excess = check(copies[0])
-        graphs = {name: _captured([partial(call, i) for i in copies]) for name, call in _calls().items()}
+        graphs, failed = _graphs(copies)
         times: dict[str, list[float]] = {name: [] for name in graphs}
         for _ in range(ROUNDS):
             for name, graph in graphs.items():
@@ -90,6 +82,7 @@ def measure(chosen: list[Problem], bandwidth: float) -> Iterator[dict[str, Any]]
             "microseconds": {name: round(1e6 * statistics.median(each), 2) for name, each in times.items()},
             "terabytes_per_second": round(rate / 1e12, 3),
             "share_of_copy_bandwidth": round(rate / bandwidth, 3),
+            "failed": failed,
             **{
                 name: round(statistics.median(a / b for a, b in zip(times["on"], times[under], strict=True)), 3)
                 for name, under in OVERHEADS.items()
@@ -98,25 +91,33 @@ def measure(chosen: list[Problem], bandwidth: float) -> Iterator[dict[str, Any]]
         }
 
 
-def _calls() -> dict[str, Callable[[Inputs], object]]:
-    calls: dict[str, Callable[[Inputs], object]] = {
-        "on": lambda i: decode_attention(i.q, i.arena, i.position, i.scale),
-        "off": lambda i: decode_attention(i.q, i.arena, i.position, i.scale, stats=False),
-        "sdpa_folded": rivals.sdpa_folded,
-        "sdpa_gqa": rivals.sdpa_gqa,
-        "flash_attention": flash_attention,
-    }
-    compiled: Any = torch.compile(flex_attention, dynamic=False)
-    calls["flex_attention"] = lambda i: compiled(i.q[:, :, None], i.k, i.v, scale=i.scale, enable_gqa=True)
-    return calls
+def _graphs(copies: list[Inputs]) -> tuple[dict[str, torch.cuda.CUDAGraph], dict[str, str]]:
+    """A graph of every arm, ours first, which must succeed; and what became of rivals that did not."""
+    torch.compiler.reset()  # so that no shape is one too many for a compiled rival
+    ours: dict[str, list[Call]] = {
+        name: [partial(_ours, inputs, stats=name == "on") for inputs in copies] for name in ("on", "off")
+    }  # fmt: skip
+    graphs = {name: _captured(calls) for name, calls in ours.items()}
+    with torch.inference_mode():
+        calls, failed = ready(installed(), copies, ours["on"][0]())
+    for name, each in calls.items():
+        try:
+            graphs[name] = _captured(each)
+        except Exception as reason:  # noqa: BLE001 (whatever another's code raises is told in the row)
+            failed[name] = told(reason)
+    return graphs, failed
 
 
-def _captured(calls: list[Callable[[], object]]) -> torch.cuda.CUDAGraph:
+def _ours(inputs: Inputs, *, stats: bool) -> torch.Tensor:
+    return decode_attention(inputs.q, inputs.arena, inputs.position, inputs.scale, stats=stats)[0]
+
+
+def _captured(calls: Sequence[Callable[[], object]]) -> torch.cuda.CUDAGraph:
     """One graph of all calls; each was called before, so that nothing is compiled while the graph is captured."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream), torch.inference_mode():
-        for call in calls * 2:
+        for call in (*calls, *calls):
             call()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()

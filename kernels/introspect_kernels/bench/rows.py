@@ -10,6 +10,7 @@ import torch
 
 from introspect_kernels.bench import cpu, gpu
 from introspect_kernels.bench.gate import Attention
+from introspect_kernels.bench.gpu_rivals import not_installed
 from introspect_kernels.bench.problems import Problem
 from introspect_kernels.decode.api import decode_attention
 
@@ -70,6 +71,6 @@ def gpu_row(*, quick: bool, progress: Progress) -> dict[str, Any]:
         "benchmark": "kernels gpu",
         "method": f"CUDA graphs over copies of the cache of at least {gpu.CACHE >> 20} MiB together, in turn; medians of {gpu.ROUNDS}",
         "copy_terabytes_per_second": round(bandwidth / 1e12, 3),
-        "not_compared": gpu.NOT_COMPARED,
+        "not_compared": not_installed(),
         "cases": cases,
     }
