@@ -68,7 +68,7 @@ def test_wrong_inputs_are_named(probes, tmp_path):
 
 def test_the_table_counts_the_aims_that_were_met():
     def result(arm, degrades, gain, within):
-        scores = {"L": [0.8, 0.7, 0.9], "probe": [0.8 + gain, 0.7, 0.9]}
+        scores = {"max probability": [0.7, 0.6, 0.8], "L": [0.8, 0.7, 0.9], "probe": [0.8 + gain, 0.7, 0.9]}
         claims = {"claims": 100, "false": 20, "scores": scores, "probe_minus_L": [gain, gain - 0.01, gain + 0.01]}
         position = {"pairs": 3, "scores": {"probe": [within, 0.8, 0.9]}}
         facts = {"kept": 0.2, "answers": 10, "right": 0.5, "risk": {"ece": 0.02}, "confidence": {"ece": 0.03}}

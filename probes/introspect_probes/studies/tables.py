@@ -130,7 +130,7 @@ def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 def free_running_table(results: Sequence[dict[str, Any]]) -> str:
     """False claims in free-running answers: the frozen probe set against L, and which aims were met."""
-    head = ["arm", "kept", "answers", "right", "claims", "false", "L", "probe", "probe - L"]
+    head = ["arm", "kept", "answers", "right", "claims", "false", "max probability", "L", "probe", "probe - L"]
     head += ["probe within type and position", "ECE of risk", "ECE of confidence"]
     body = []
     for r in results:
@@ -143,8 +143,7 @@ def free_running_table(results: Sequence[dict[str, Any]]) -> str:
                 f"{r['right']:.1%}",
                 f"{own['claims']:,}",
                 f"{own['false'] / own['claims']:.1%}",
-                with_interval(own["scores"]["L"]),
-                with_interval(own["scores"]["probe"]),
+                *(with_interval(own["scores"][name]) for name in ("max probability", "L", "probe")),
                 with_interval(own["probe_minus_L"], signed=True),
                 with_interval(within["probe"]) if within else "-",
                 f"{r['risk']['ece']:.3f}",
