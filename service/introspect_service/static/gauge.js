@@ -35,6 +35,7 @@ export function showFacts(report) {
   const facts = [];
   if (said.hallucination_risk !== undefined) facts.push(["Hallucination risk", `${percent(said.hallucination_risk)} that some claim is false`]);
   if (said.strategy) facts.push(["Strategy", `${said.strategy.label}: ${STRATEGIES[said.strategy.label]}${alsoPossible(said.strategy)}`]);
+  if (said.guarantee) facts.push(["Guarantee", promise(said.guarantee)]);
   if (said.in_domain !== undefined) facts.push(["Like the calibration", percent(said.in_domain)]);
   facts.push(["KV budget", `${budget.policy}, ${budget.effective.toFixed(0)} of ${budget.prompt_tokens} entries a head`]);
   facts.push(["Probe set", said.calibrated ? said.probe_set : "none that fits"]);
@@ -43,6 +44,12 @@ export function showFacts(report) {
     for (const [name, value] of Object.entries(said.scores)) facts.push([name.replaceAll("_", " "), value.toFixed(3)]);
   }
   byId("facts").replaceChildren(...facts.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]));
+}
+
+function promise({ accepted, threshold, target_risk, delta }) {
+  if (!accepted) return `none: the confidence is under the threshold of ${percent(threshold)}`;
+  const share = `at most ${percent(target_risk)} of the answers over the threshold of ${percent(threshold)} are wrong`;
+  return `${share}, unless the choice of the threshold was unlucky (a chance of ${percent(delta)}) or prompts are no longer like those of the calibration`;
 }
 
 function alsoPossible(strategy) {
