@@ -10,6 +10,7 @@ import torch
 
 from introspect.answer import Answer
 from introspect.attention import DecodePass, active
+from introspect.captured import Captured
 from introspect.forward import Forward
 from introspect.lanes import Lane, Wants
 from introspect.loading import LoadedModel
@@ -65,6 +66,7 @@ class DecodeStep:
         shape: of the batch.
         impl: which `decode_attention` implementation.
         parking: see `Lane`.
+        captures: whether to replay it as a CUDA graph.
     """
 
     def __init__(
@@ -75,8 +77,10 @@ class DecodeStep:
         shape: StepShape,
         impl: str | None = None,
         parking: Runs | None = None,
+        captures: bool = False,
     ) -> None:
         self._loaded, self._forward, self._impl = loaded, forward, impl
+        self._captured = Captured(self.compute) if captures else None
         self.lanes: list[Lane] = []
         self.rows = 0
         for wanted, size in shape:
@@ -103,8 +107,10 @@ class DecodeStep:
     def run(self) -> Step:
         """One token of every answer; a step that fails adds nothing to any."""
         with torch.inference_mode():
-            forces, samples = self.load()
-            return self.read(self.compute(forces=forces, samples=samples))
+            variant = self.load()
+            if self._captured is None or self._forward.is_watched:
+                return self.read(self.compute(*variant))
+            return self.read(self._captured(*variant))
 
     def load(self) -> tuple[bool, bool]:
         """Write the answers' queries into the buffers; whether a token is forced, and whether one is drawn."""
@@ -124,8 +130,8 @@ class DecodeStep:
             self._drawing.copy_(torch.tensor(drawing, dtype=torch.float64))
         return forces, samples
 
-    def compute(self, *, forces: bool, samples: bool) -> Outputs:
-        """The step itself: from buffers to outputs, on the device.
+    def compute(self, forces: bool, samples: bool) -> Outputs:
+        """The step itself: from buffers to outputs, on the device; the host reads nothing.
 
         Args:
             forces: whether any row's token is forced.

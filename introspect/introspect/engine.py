@@ -29,6 +29,7 @@ class Engine:
         slack: entries of generated tokens that a run under a budget has room for before it is re-budgeted.
         prefill_chunk: tokens of a prompt that are read between two decode steps of other sequences.
         impl: which `decode_attention` implementation; see there.
+        capture: on a GPU, whether decode steps are replayed as CUDA graphs; see `Limits`.
     """
 
     def __init__(
@@ -40,9 +41,10 @@ class Engine:
         slack: int = Limits.slack,
         prefill_chunk: int = Limits.prefill_chunk,
         impl: str | None = None,
+        capture: bool = Limits.capture,
     ) -> None:
         self.loaded = loaded
-        self.limits = Limits(max_batch, kv_bytes, slack, prefill_chunk)
+        self.limits = Limits(max_batch, kv_bytes, slack, prefill_chunk, capture=capture)
         self._impl, self._forward = impl, Forward(loaded)
         self._schedulers: WeakSet[Scheduler] = WeakSet()
 

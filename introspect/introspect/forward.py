@@ -44,7 +44,7 @@ class Forward:
 
     def __call__(self, token: torch.Tensor, rotary: torch.Tensor) -> torch.Tensor:
         """Log-probabilities `[batch, vocab]` from tokens `[batch]` and rotary positions `[batch]` or `[axes, batch]`."""
-        if self._after is None or is_ablated() or any(self._hooks):  # a recording would pass hooks by
+        if self._after is None or self.is_watched:
             return self.eager(token, rotary)
         call = self._recorded.get(rotary.shape)
         if call is not None:
@@ -53,6 +53,11 @@ class Forward:
         if self._seen[rotary.shape] > self._after:
             self._recorded[rotary.shape] = self._record(token, rotary)
         return self.eager(token, rotary)
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether heads are silenced or modules have hooks: a recording would pass them by."""
+        return is_ablated() or any(self._hooks)
 
     def eager(self, token: torch.Tensor, rotary: torch.Tensor) -> torch.Tensor:
         """The same, module by module."""

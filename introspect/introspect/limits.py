@@ -27,6 +27,8 @@ class Limits:
         prefill_chunk: tokens of a prompt that are read through all layers between two decode steps of
             other sequences. What stalls them is that work and, once for each prompt, its pictures' way through the vision tower.
         refill: places that must be free before waiting requests join, so that they are prefilled together.
+        capture: on a GPU, whether decode steps are replayed as CUDA graphs, one for each batch size that is a power of two.
+            Memory of ended requests is then kept for the next ones.
     """
 
     max_batch: int = DEFAULT_BATCH
@@ -34,6 +36,7 @@ class Limits:
     slack: int = 256
     prefill_chunk: int = 512
     refill: int = 1
+    capture: bool = True
 
     def __post_init__(self) -> None:
         """Refuse what cannot work.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 
@@ -103,16 +104,23 @@ class _Layer:
 class SlotPool:
     """The slots of every layer.
 
+    Args:
+        layers: layers of the language model.
+        kv_heads: KV heads of each.
+        device: where keys and values are.
+        shrinks: whether memory is given back while sequences come and go. Where tensors had better stay where they are
+            (a CUDA graph knows their addresses) it is kept for the next sequence.
+
     Attributes:
         shape: layers of the language model, and KV heads of each.
         device: where keys and values are.
         version: rises whenever runs have moved.
     """
 
-    def __init__(self, layers: int, kv_heads: int, device: torch.device) -> None:
+    def __init__(self, layers: int, kv_heads: int, device: torch.device, *, shrinks: bool = True) -> None:
         self._layers = [_Layer() for _ in range(layers)]
         self.shape, self.device = (layers, kv_heads), device
-        self._tracked = 0
+        self._tracked, self._shrinks = 0, shrinks
         self.version = 0
 
     def new_runs(self, *, tracked: bool = False) -> Runs:
@@ -133,11 +141,9 @@ class SlotPool:
         pool = self._layers[layer]
         sizes = capacity.sum(1).tolist()
         firsts = pool.take_all(sizes)
-        if firsts is None:  # scattered or missing: afterwards one hole of the right size lies behind all blocks
-            end = pool.used
-            self._rebuild(layer, end + sum(sizes), like)
-            pool.free = []
-            firsts = [end + sum(sizes[:row]) for row in range(len(sizes))]
+        if firsts is None:  # scattered or missing: afterwards one hole lies behind all blocks
+            self._rebuild(layer, max(pool.used + sum(sizes), 0 if self._shrinks else pool.slots), like)
+            firsts = cast("list[int]", pool.take_all(sizes))
         offsets = capacity.cumsum(1) - capacity
         for row, (one, first, size) in enumerate(zip(runs, firsts, sizes, strict=True)):
             one.blocks[layer] = (first, size)
@@ -147,13 +153,20 @@ class SlotPool:
             if pool.received is not None and pool.queries is not None:
                 pool.received[first : first + size], pool.queries[first : first + size] = 0.0, 0
 
+    def park(self) -> Runs:
+        """Runs of one slot each that no sequence owns; every layer must have had slots before."""
+        runs = self.new_runs()
+        for layer, pool in enumerate(self._layers):
+            self.allocate(layer, [runs], torch.ones(1, self.shape[1], dtype=torch.int32), pool.k)
+        return runs
+
     def release(self, runs: Runs) -> None:
         """Free a sequence's slots; a layer that is more than half empty then gives its memory back."""
         self._tracked -= runs.tracked
         runs.tracked = False
         for layer, pool in enumerate(self._layers):
             self._release(layer, runs)
-            if pool.slots > 2 * pool.used:
+            if self._shrinks and pool.slots > 2 * pool.used:
                 self.trim(layer)
 
     def track(self, runs: Runs, tracked: bool) -> None:

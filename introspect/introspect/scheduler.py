@@ -10,7 +10,7 @@ from typing import cast
 
 from introspect.answer import Answer
 from introspect.continuing import common_prefix, take_up
-from introspect.decoding import DecodeStep, Step
+from introspect.decoding import DecodeStep, Step, StepShape
 from introspect.forward import Forward
 from introspect.lanes import wants
 from introspect.limits import Limits, Need, bytes_of, check_fits, need_of
@@ -44,12 +44,15 @@ class Scheduler:
     def __init__(self, loaded: LoadedModel, limits: Limits, impl: str | None = None, forward: Forward | None = None) -> None:
         self._loaded, self._limits, self._impl = loaded, limits, impl
         self._forward = forward or Forward(loaded)
-        self._pool = SlotPool(loaded.num_layers, loaded.num_kv_heads, loaded.device)
+        self._captures = limits.capture and loaded.device.type == "cuda"
+        self._pool = SlotPool(loaded.num_layers, loaded.num_kv_heads, loaded.device, shrinks=not self._captures)
         self._waiting: deque[Answer] = deque()
         self._running: list[Answer] = []
         self._needs: dict[Answer, Need] = {}
         self._reading: _Reading | None = None
         self._step: DecodeStep | None = None
+        self._steps: dict[StepShape, DecodeStep] = {}
+        self._parking: Runs | None = None
         self._version = -1
 
     @property
@@ -175,7 +178,10 @@ class Scheduler:
     def _fits(self, group: Iterable[Answer]) -> bool:
         if self._limits.kv_bytes is None:
             return True
-        return bytes_of(self._loaded, [self._needs[answer] for answer in (*self._running, *group)]) <= self._limits.kv_bytes
+        needs = [self._needs[answer] for answer in (*self._running, *group)]
+        if self._captures:
+            needs.append(Need(1, False, self._loaded.num_layers * self._loaded.num_kv_heads))  # what is parked
+        return bytes_of(self._loaded, needs) <= self._limits.kv_bytes
 
     def _read(self, reading: _Reading) -> list[Event]:
         """A piece of the prefill, or all of it where nobody else has to wait."""
@@ -234,7 +240,8 @@ class Scheduler:
         self._write_back()
         events: list[Event] = []
         for answer in answers:
-            step = self._step_of([[answer]])
+            step = DecodeStep(self._loaded, self._forward, self._pool, ((wants(answer), 1),), self._impl)
+            step.fill([[answer]])
             try:
                 if len(answers) == 1:
                     raise problem
@@ -285,18 +292,32 @@ class Scheduler:
                 self.release(answer)
 
     def _current_step(self) -> DecodeStep:
-        """The step of what runs, made anew where somebody came, left or was moved."""
+        """The step of what runs, filled anew where somebody came, left or was moved."""
+        if self._captures and self._parking is None:
+            self._parking = self._pool.park()
         if self._step is None or self._version != self._pool.version:
             self._write_back()
+            if self._version != self._pool.version:  # graphs know the pool's tensors by their addresses
+                self._steps.clear()
             self._running.sort(key=wants)
             self._step = self._step_of([list(group) for _, group in groupby(self._running, wants)])
             self._version = self._pool.version
         return self._step
 
     def _step_of(self, groups: list[list[Answer]]) -> DecodeStep:
-        step = DecodeStep(self._loaded, self._forward, self._pool, tuple((wants(group[0]), len(group)) for group in groups), self._impl)
+        """A step for these groups; one that is captured is kept for the next batch of its shape, with idle rows where that is smaller."""
+        shape = tuple((wants(group[0]), self._rows(len(group))) for group in groups)
+        step = self._steps.get(shape)
+        if step is None:
+            step = DecodeStep(self._loaded, self._forward, self._pool, shape, self._impl, parking=self._parking, captures=self._captures)
+        if self._captures:
+            self._steps[shape] = step
         step.fill(groups)
         return step
+
+    def _rows(self, answers: int) -> int:
+        """Rows of a lane: captured ones come in powers of two."""
+        return min(1 << (answers - 1).bit_length(), self._limits.max_batch) if self._captures else answers
 
     def _write_back(self) -> None:
         """Runs take their lengths back from the step, which is given up."""
