@@ -27,7 +27,7 @@ from introspect_service.state import Service, ServiceDep
 
 router = APIRouter()
 
-_ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorBody} for status in (400, 404, 413, 500, 503)}
+_ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorBody} for status in (400, 404, 408, 413, 500, 503)}
 
 
 @router.post("/v1/chat/completions", response_model=ChatCompletion, responses=_ERRORS)

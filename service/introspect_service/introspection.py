@@ -104,7 +104,7 @@ class FeedbackTaken(BaseModel):
     stored: bool
 
 
-@router.post("/{completion_id}/feedback", responses=_errors(400, 404, 409, 413))
+@router.post("/{completion_id}/feedback", responses=_errors(400, 404, 408, 409, 413))
 async def feedback(completion_id: CompletionId, said: Feedback, service: ServiceDep) -> FeedbackTaken:
     """Say whether a recent answer is right. It is published, and stored with the answer where the server keeps traces."""
     record = find(completion_id, service)

@@ -17,7 +17,7 @@ from introspect_service.state import ServiceDep
 
 router = APIRouter(prefix="/v1/probes")
 
-_ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorBody} for status in (400, 401, 403, 404, 409, 413, 500)}
+_ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorBody} for status in (400, 401, 403, 404, 408, 409, 413, 500)}
 
 
 class ProbeSetCard(Sparse):

@@ -76,7 +76,9 @@ class Settings(BaseSettings):
         traces: folder to which answers that get feedback are written, with their labels; nowhere where absent.
     """
 
-    model_config = SettingsConfigDict(env_prefix="INTROSPECT_", frozen=True, extra="forbid", protected_namespaces=())
+    model_config = SettingsConfigDict(
+        env_prefix="INTROSPECT_", frozen=True, extra="forbid", protected_namespaces=(), hide_input_in_errors=True
+    )
 
     host: str = "127.0.0.1"
     port: Port = 8000
@@ -89,7 +91,7 @@ class Settings(BaseSettings):
     policy: str | None = None
     kv_budget: str | None = None
     heads: str | None = None
-    redis: str = "embedded"
+    redis: Annotated[str, Field(repr=False)] = "embedded"  # an address may hold a password
     redis_port: Annotated[int, Field(ge=1, le=65_535)] = EMBEDDED_REDIS_PORT
     stream_max_length: Count = 10_000
     event_queue: Count = 4_096

@@ -16,6 +16,7 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from pydantic import SecretStr, ValidationError
 
 import introspect
 import introspect_kernels
@@ -23,6 +24,7 @@ import introspect_probes
 import introspect_service
 from introspect.types import Request
 from introspect_service import admission
+from introspect_service.settings import Settings
 
 
 def ask(url, settings, content, **options):
@@ -120,3 +122,26 @@ def test_nothing_is_unpickled_or_run():
                     assert node.func.id not in {"eval", "exec"}, path
                 if isinstance(node, ast.Call) and ast.unparse(node.func) in {"torch.load", "np.load", "numpy.load"}:
                     assert not any(k.arg == "allow_pickle" and getattr(k.value, "value", False) for k in node.keywords), path
+
+
+def test_no_secret_is_in_an_error_a_status_or_a_log(settings, backend, make, caplog):
+    caplog.set_level("DEBUG")
+    key, password = "a-key-of-sixteen-or-more", "the-password-of-redis"
+    redis = f"redis://user:{password}@127.0.0.1:{make.free_port()}/0"  # nobody listens there
+    own = settings.model_copy(update={"api_keys": SecretStr(key), "redis": redis, "port": make.free_port()})
+    headers = {"Authorization": f"Bearer {key}"}
+    with make.running(own, backend) as (address, _):
+        said = [repr(own), httpx.get(f"{address}/readyz").text, httpx.get(f"{address}/metrics", headers=headers).text]
+        said += [httpx.post(f"{address}/v1/chat/completions", json={}, headers={"Authorization": f"Bearer {key}x"}).text]
+        said += [httpx.post(f"{address}/v1/chat/completions", json={"model": "x"}, headers=headers).text]
+        said += [ask(address, own, "hello", introspection=True).text]
+        body = {"model": own.model, "messages": [{"role": "user", "content": "hello"}], "introspection": True}
+        answer = httpx.post(f"{address}/v1/chat/completions", json=body, headers=headers, timeout=60)
+        said += [answer.text, str(answer.headers)]
+        assert answer.json()["introspection"]["published"] is False
+    with pytest.raises(ValidationError) as wrong:
+        Settings(redis=f"http://user:{password}@host", api_keys="too-short,")
+    said += [caplog.text, str(wrong.value)]
+    assert "too-short" not in str(wrong.value)
+    assert "the stream's server does not answer" in caplog.text
+    assert not [text for text in said if password in text or key in text]
