@@ -52,6 +52,10 @@ class Keeping:
         self._one_hot[0] = 0
         self._image_embedding: NDArray[np.float32] | None = None
 
+    def keeps_all(self, layer: int) -> bool:
+        """Whether a layer's choice is every entry, in order."""
+        return self._complete and self._loaded.windows[layer] is None
+
     def see(self, embeddings: torch.Tensor) -> None:
         """Take note of what enters the language model, `[tokens, hidden]`."""
         image = torch.from_numpy(self._prompt.segments[:-1] == Segment.IMAGE).to(embeddings.device)

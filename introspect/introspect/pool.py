@@ -153,6 +153,24 @@ class SlotPool:
             if pool.received is not None and pool.queries is not None:
                 pool.received[first : first + size], pool.queries[first : first + size] = 0.0, 0
 
+    def fill(self, layer: int, runs: Sequence[Runs], k: torch.Tensor, v: torch.Tensor, segment: torch.Tensor) -> None:
+        """Store whole prompts, whose heads have one capacity: entry i is token i.
+
+        Args:
+            layer: which.
+            runs: of each prompt, with slots there.
+            k: `[len(runs), kv_heads, tokens, head_dim]`.
+            v: likewise.
+            segment: `uint8 [len(runs), tokens]`.
+        """
+        pool, tokens = self._layers[layer], k.shape[2]
+        position = torch.arange(tokens, dtype=torch.int32, device=self.device)
+        for row, one in enumerate(runs):
+            first, size = one.blocks[layer] or (0, 0)
+            for column, new in ((pool.k, k[row]), (pool.v, v[row]), (pool.position, position), (pool.segment, segment[row])):
+                column[first : first + size].unflatten(0, (self.shape[1], -1))[:, :tokens] = new
+            one.length[layer] = tokens
+
     def park(self) -> Runs:
         """Runs of one slot each that no sequence owns; every layer must have had slots before."""
         runs = self.new_runs()

@@ -169,10 +169,15 @@ class Prefill:
     def _store(self, layer: int, rows: list[int], k: torch.Tensor, v: torch.Tensor) -> None:
         """Move some prompts' kept entries of a layer, `[rows, kv_heads, tokens, head_dim]`, to the pool."""
         runs = [self._runs[row] for row in rows]
+        segments = torch.from_numpy(np.stack([self._prompts[row].segments[:-1] for row in rows])).to(k.device)
+        if all(self._keeping[row].keeps_all(layer) for row in rows):
+            count = torch.full((len(rows), k.shape[1]), k.shape[2], dtype=torch.int32)
+            self._pool.allocate(layer, runs, count + self._slack[rows], k)
+            self._pool.fill(layer, runs, k, v, segments)
+            return
         index, count = pad_selection([self._keeping[row].kept[layer] for row in rows], "cpu")
         self._pool.allocate(layer, runs, count + self._slack[rows], k)
         arena = self._pool.of(layer, runs)
-        segments = torch.from_numpy(np.stack([self._prompts[row].segments[:-1] for row in rows])).to(k.device)
         compact_into(arena, k, v, index.to(k.device), count.to(k.device), segments)
         for number, one in enumerate(runs):
             one.length[layer] = arena.length[number]
