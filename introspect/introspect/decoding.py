@@ -22,6 +22,8 @@ from introspect_kernels.decode.packing import INDICES, REALS, PackedStats
 StepShape = tuple[tuple[Wants, int], ...]
 """What each lane wants, and how many rows it has."""
 
+_FIELDS = (*REALS, *INDICES, "mass", "retained")
+
 
 class HeadTensors(NamedTuple):
     """The statistics of every layer, each sequence's numbers side by side.
@@ -183,13 +185,5 @@ def pack_heads(layers: Sequence[PackedStats]) -> HeadTensors:
 
 def head_rows(found: HeadTensors) -> list[HeadRow]:
     """A row for each sequence; its fields are views."""
-    reals, indices, mass, retained = (tensor.numpy() for tensor in found)
-    return [
-        HeadRow(
-            **dict(zip(REALS, reals[row], strict=True)),
-            **dict(zip(INDICES, indices[row], strict=True)),
-            mass=mass[row],
-            retained=retained[row],
-        )
-        for row in range(len(mass))
-    ]
+    columns = zip(*(tensor.numpy() for tensor in found), strict=True)
+    return [HeadRow(**dict(zip(_FIELDS, (*reals, *indices, mass, retained), strict=True))) for reals, indices, mass, retained in columns]
