@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from introspect_kernels import Arena, decode_attention
 from introspect_kernels.bench.compiled import launches_of
 from introspect_kernels.decode import triton_host
+from introspect_kernels.decode.triton_plan import max_chunks
 
 NO_WORK = {
     "aten::empty",
@@ -77,6 +78,20 @@ def test_without_statistics_a_chunk_is_one_piece() -> None:
     for stats, pieces in ((True, 6), (False, 1)):
         launches = launches_of(step(stats=stats, received=False))
         assert {launch.arguments["PIECES"] for launch in launches} == {pieces}
+
+
+def test_positions_are_integers_of_one_size_whatever_the_caller_has() -> None:
+    q, position = torch.empty(2, 8, 64, dtype=torch.bfloat16, device="meta"), torch.empty(2, dtype=torch.int64, device="meta")
+    launches = launches_of(lambda: decode_attention(q, arena(received=True), position, 0.1, impl="triton"))
+    asked = [launch.arguments["query_position"].dtype for launch in launches if "query_position" in launch.arguments]
+    assert asked == [torch.int32] * 3  # another type would be another kernel to compile
+
+
+def test_the_work_list_has_room_and_little_more() -> None:
+    for count in (0, 1, 256, 257, 4096, 4097, 8192, 8193, 100_000):
+        step = 256 if count <= 4096 else 512 if count <= 8192 else 1024
+        assert max_chunks(3 * count, 3) >= 3 * -(-count // step)
+    assert max_chunks(100_000, 1) <= 16 + 100_000 // 1024  # one run's: not what it would need in chunks of 256
 
 
 def test_an_empty_batch_can_be_compiled() -> None:

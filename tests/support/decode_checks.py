@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -160,7 +161,7 @@ def check_what_cannot_be_accounted_for(device: str) -> None:
 def check_runs_that_overlap(device: str) -> None:
     """More entries than slots: the work list is full, and what does not fit is absent instead of wrong."""
     case = Case([[600]], 1, 32)
-    arena = arena_of(case)
+    arena = arena_of(case, received=True)
     q, position = query_of(case, arena)
     rows = torch.zeros(6, dtype=torch.long)
     out, stats = measure(arena.select(rows), q[rows], position[rows], device)
@@ -197,12 +198,25 @@ def check_absent_values(device: str) -> None:
 
 def check_the_work_list(device: str) -> None:
     """Chunks of 256, 512 or 1024 entries as runs grow, each cut where segments begin and end."""
+    check_plan(Case([[4096, 4097], [8192, 8193], [0, 300]], 1, 2), device)
+
+
+def check_a_work_list_that_is_full(device: str) -> None:
+    """As many chunks as there can be: nothing is written past the last one's pieces."""
+    case = Case([[257]], 1, 2, alternating=True)
+    launch = check_plan(case, device)
+    assert launch.run_chunk.tolist()[-1] == launch.chunks
+
+
+def check_plan(case: Case, device: str) -> Any:
+    """The work list of a case, one of whose runs has alternating segments, against one made in plain torch."""
     from introspect_kernels.decode.triton_host import _Launch  # needs Triton, which this module's other checks ask for by name
 
-    case = Case([[4096, 4097], [8192, 8193], [0, 300]], 1, 2)
     arena = arena_of(case)
-    arena.segment[:4096] = torch.arange(4096) % NUM_SEGMENTS  # one run alternates
-    launch = _Launch(torch.zeros(3, 2, 2, device=device), moved(arena, device), torch.zeros(3, dtype=torch.int32, device=device), 1.0, True)
+    first = case.lengths[0][0]
+    arena.segment[:first] = torch.arange(first) % NUM_SEGMENTS
+    q = torch.zeros(len(case.lengths), len(case.lengths[0]), 2, device=device)
+    launch = _Launch(q, moved(arena, device), torch.zeros(len(q), dtype=torch.int32, device=device), 1.0, True)
     with poisoned_memory():
         launch.plan()
     expected, starts = [], [0]
@@ -222,6 +236,7 @@ def check_the_work_list(device: str) -> None:
         found = list(zip(low[chunk], high[chunk], count[chunk], kind[chunk], strict=True))
         assert found[: len(pieces)] == pieces
         assert count[chunk][len(pieces) :] == [0] * (NUM_SEGMENTS - len(pieces))
+    return launch
 
 
 def check_strided_inputs(device: str) -> None:
@@ -241,6 +256,41 @@ def check_strided_inputs(device: str) -> None:
         torch.testing.assert_close(getattr(stats, name).cpu(), getattr(expected, name), rtol=0, atol=0, equal_nan=True)
 
 
+def check_entries_masked_with_minus_infinity(device: str) -> None:
+    """They weigh nothing: all but the counts are as if they were not there. Where every entry is masked nothing is claimed."""
+    case = Case([[40, 5]], 2, 32)
+    arena = arena_of(case)
+    q, position = query_of(case, arena)
+    q[..., 0] = 1.0
+    arena.k[:45, 0] = 0.0
+    arena.k[3:37:2, 0] = -torch.inf  # of the first run; its last entries stay
+    arena.k[43:48, 0] = -torch.inf  # all of the second
+    exact = decode_attention(q.double(), moved(arena, "cpu", torch.float64), position, 0.2, impl="reference")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # NumPy's, of the interpreter's products with infinity
+        out, stats = measure(arena, q, position, device)
+    torch.testing.assert_close(out[0, :2].double(), exact[0][0, :2], rtol=1e-5, atol=1e-5)
+    assert exact[1] is not None
+    for name in HeadStats._fields:
+        half = getattr(stats, name).shape[1] // 2
+        ours, theirs = (getattr(s, name)[0, :half].double() for s in (stats, exact[1]))
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5, equal_nan=True)
+    assert out[0, 2:].isnan().all()
+    for name in set(HeadStats._fields) - {"retained"}:
+        lost = getattr(stats, name)[0, 2:]
+        assert (lost.isnan() if lost.is_floating_point() else lost == -1).all(), name
+
+
+def check_nothing_is_read_past_the_end(device: str) -> None:
+    """Heads that fill no tile, in runs that end where the memory does."""
+    generator = torch.Generator().manual_seed(5)
+    k, v = torch.randn(2, 1, 2, 5, 48, generator=generator)
+    arena = Arena.dense(k, v, torch.zeros(1, 5, dtype=torch.uint8))
+    q, position = torch.randn(1, 4, 48, generator=generator), torch.tensor([4])
+    out, _ = measure(arena, q, position, device)
+    torch.testing.assert_close(out, decode_attention(q, arena, position, 0.2, impl="reference")[0], rtol=1e-5, atol=1e-6)
+
+
 def check_no_sequences(device: str) -> None:
     """An empty batch has an empty output."""
     case = Case([[4, 3]], 2, 32)
@@ -254,5 +304,7 @@ def check_no_sequences(device: str) -> None:
 
 
 CHECKS = {
-    name.removeprefix("check_"): check for name, check in list(globals().items()) if name.startswith("check_") and name != "check_case"
+    name.removeprefix("check_"): check
+    for name, check in list(globals().items())
+    if name.startswith("check_") and name not in ("check_case", "check_plan")
 }

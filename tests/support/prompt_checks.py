@@ -170,6 +170,31 @@ def rows_of_heads_in_two_parts(device: str) -> None:
     check_rows(prefill([35], 1, 2, 200, torch.tensor([[34, 3]]), seed=19), device)
 
 
+def rows_at_extremes_beside_padding(device: str) -> None:
+    """Scores of hundreds, in a tile that ends in padding of NaN, with an image to weigh."""
+    case = prefill([20, 3], 1, 1, 16, torch.tensor([[19, 7], [2, 1]]), factor=300.0, seed=21)
+    case.segment[:, :2] = int(Segment.IMAGE)
+    check_rows(case, device)
+
+
+def rows_with_keys_masked_by_minus_infinity(device: str) -> None:
+    """Such a key weighs nothing, first, last or between; a row that sees nothing else says nothing."""
+    case = prefill([40], 1, 2, 16, torch.tensor([[39, 20, 5]]), seed=20)
+    case.q[..., 0], case.k[..., 0] = 1.0, 0.0
+    case.k[:, :, [0, 7, 20, 33], 0] = -torch.inf
+    check_rows(case, device)
+    check_scores(case, device)
+    there = replace(case, rows=torch.tensor([[39, 0, -1]])).to(device=device)
+    stats = row_statistics(there.q, there.k, there.v, there.segment, there.scale, rows=there.rows, impl="triton")
+    assert stats.lse[0].isfinite().tolist() == [[True, True], [False, False], [False, False]]
+    assert stats.lse[0, 1].isnan().all()
+    assert stats.lse[0, 2].isneginf().all()
+    for name in ("entropy", "sum_sq", "max_prob", "mass", "self_mass", "mean_distance", "windowed_distance", "image_max"):
+        assert getattr(stats, name)[0, 1:].isnan().all(), name
+        assert name == "image_max" or getattr(stats, name)[0, 0].isfinite().all(), name
+    assert (stats.argmax_position[0, 1:] == -1).all()
+
+
 def received_ragged(device: str) -> None:
     arena = ragged_arena([[1, 70], [0, 3]], 16, seed=14)
     q, position = _span(arena, 6, 40)
@@ -256,6 +281,8 @@ CHECKS: dict[str, Callable[[str], None]] = {
         rows_before_and_without_the_image,
         rows_of_equal_scores,
         rows_of_heads_in_two_parts,
+        rows_at_extremes_beside_padding,
+        rows_with_keys_masked_by_minus_infinity,
         received_ragged,
         received_self_left_out,
         compact_like_the_reference,

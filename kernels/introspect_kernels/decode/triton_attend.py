@@ -110,7 +110,8 @@ def attend_kernel(
                 if KEEP_SCORES:
                     target = scores + first * GROUP + entry[None, :] * GROUP + rows[:, None]
                     tl.store(target, score, mask=is_head[:, None] & ours[None, :])
-                score = tl.where(ours[None, :], score, EXCLUDED)
+                # A score of -inf is excluded as well: -inf times its p of zero would be NaN.
+                score = tl.where(ours[None, :] & (score != float("-inf")), score, EXCLUDED)
                 highest = tl.maximum(top, tl.max(score, 1))
                 shrink = tl.exp2(top - highest)[:, None]
                 x = score - highest[:, None]

@@ -130,7 +130,8 @@ def combine_kernel(
     asked = tl.load(query_position + run // kv_heads)
     newest = tl.load(position + base + entries - 1, mask=entries > 0, other=-1)
     complete = (tl.sum(counted, 0) == entries) & (newest <= asked)
-    norm = tl.where(complete, tl.where(empty, 1.0, tl.sum(sum_l, 0)), nan)
+    found = tl.sum(sum_l, 0)  # zero where every score is -inf
+    norm = tl.where(complete & (empty | (found > 0)), tl.where(empty, 1.0, found), nan)
     tl.store(out + head * HEAD_DIM + dims, (whole / norm).to(out.dtype.element_ty), mask=dims < HEAD_DIM)
     if STATS:
         lse2 = tl.where(empty, float("-inf"), top + tl.log2(norm))
@@ -153,9 +154,9 @@ def combine_kernel(
         tl.store(reals + 9 * num_heads + head, tl.sum(sum_far, 0) / denominator)
         # Beyond the window every distance counts as its width: what the near ones lack is taken off.
         lacking = tl.sum(tl.where(behind < WINDOW, p * (WINDOW - behind), 0.0), 0)
-        tl.store(reals + 10 * num_heads + head, tl.where(empty, nan, WINDOW - lacking))
+        tl.store(reals + 10 * num_heads + head, tl.where(denominator == denominator, WINDOW - lacking, nan))
         tl.store(mass + head * PIECES + kinds, by_kind / denominator, mask=kinds < PIECES)
-        known = complete & (entries > 0)
+        known = (norm == norm) & (entries > 0)
         tl.store(indices + head, tl.where(known, tl.min(best, 0), -1))
         tl.store(indices + num_heads + head, tl.where(image_norm == image_norm, tl.min(image_best, 0), -1))
         if member == 0:

@@ -70,16 +70,15 @@ def plan_kernel(
             found = 1
         else:
             entry = low + tl.arange(0, LARGE)
-            inside = entry < high
-            origin = tl.load(segment + tl.load(start + run) + entry, mask=inside, other=255)
+            origin = tl.load(segment + tl.load(start + run) + entry, mask=entry < high, other=255)
             for kind in tl.static_range(PIECES):
-                here = inside & (origin == kind)
+                here = origin == kind
                 count = tl.sum(here.to(tl.int32), 0)
-                row = chunk * PIECES + found
-                tl.store(piece_low + row, tl.min(tl.where(here, entry, high), 0), mask=count > 0)
-                tl.store(piece_high + row, tl.max(tl.where(here, entry + 1, low), 0), mask=count > 0)
-                tl.store(piece_count + row, count, mask=count > 0)
-                tl.store(piece_segment + row, kind, mask=count > 0)
+                row = chunk * PIECES + found  # of a kind that is not there the next one takes the place
+                tl.store(piece_low + row, tl.min(tl.where(here, entry, high), 0))
+                tl.store(piece_high + row, tl.max(tl.where(here, entry + 1, low), 0))
+                tl.store(piece_count + row, count)
+                tl.store(piece_segment + row, kind)
                 found += (count > 0).to(tl.int32)
             rest = tl.arange(0, 8)
             tl.store(piece_count + chunk * PIECES + rest, tl.zeros([8], tl.int32), mask=(rest >= found) & (rest < PIECES))

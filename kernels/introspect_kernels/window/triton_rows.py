@@ -65,18 +65,19 @@ def row_statistics_kernel(
         inside = begin + i < tokens
         s = _products(query, k_at, i, k_token, inside, HEAD_DIM, BLOCK_P, UPCAST) * scale
         source = tl.load(segment + b.to(tl.int64) * tokens + begin + i, mask=inside, other=255)
-        visible = inside[None, :] & (i[None, :] <= reach[:, None])
+        # A score of -inf weighs nothing, and would make NaN of what it is multiplied with.
+        visible = (i[None, :] <= reach[:, None]) & (s != float("-inf"))
         s = tl.where(visible, s, -1e30)
 
         tile_top = tl.max(s, 1)
-        where = tl.min(tl.where(visible & (s == tile_top[:, None]), i[None, :], 2147483647), 1)
-        best = tl.where((tile_top > m) & (tile_top > -1e30), where, best)
+        where = tl.min(tl.where(s == tile_top[:, None], i[None, :], 2147483647), 1)
+        best = tl.where(tile_top > m, where, best)
         top = tl.maximum(m, tile_top)
         x = s - top[:, None]
         p = tl.where(visible, tl.exp2(x), 0.0)
         a = tl.exp2(m - top)
         # Entropy's sum is rescaled with the total as it was before this tile.
-        weighted = a * (weighted + (m - top) * total) + tl.sum(p * tl.where(visible, x, 0.0), 1)
+        weighted = a * (weighted + (m - top) * total) + tl.sum(p * x, 1)
         total = a * total + tl.sum(p, 1)
         squares = a * a * squares + tl.sum(p * p, 1)
         far = (reach[:, None] - i[None, :]).to(tl.float32)
@@ -93,39 +94,38 @@ def row_statistics_kernel(
         is_image = visible & (source[None, :] == IMAGE)
         s = tl.where(is_image, s, -1e30)
         tile_top = tl.max(s, 1)
-        where = tl.min(tl.where(is_image & (s == tile_top[:, None]), i[None, :], 2147483647), 1)
-        image_best = tl.where((tile_top > image_m) & (tile_top > -1e30), where, image_best)
+        where = tl.min(tl.where(s == tile_top[:, None], i[None, :], 2147483647), 1)
+        image_best = tl.where(tile_top > image_m, where, image_best)
         image_top = tl.maximum(image_m, tile_top)
         x = s - image_top[:, None]
         within = tl.where(is_image, tl.exp2(x), 0.0)
         image_a = tl.exp2(image_m - image_top)
-        image_weighted = image_a * (image_weighted + (image_m - image_top) * image_total) + tl.sum(within * tl.where(is_image, x, 0.0), 1)
+        image_weighted = image_a * (image_weighted + (image_m - image_top) * image_total) + tl.sum(within * x, 1)
         image_total = image_a * image_total + tl.sum(within, 1)
         image_m = image_top
 
-    some = total > 0
-    has_image = image_total > 0
     nan = float("nan")
-    log2_total = tl.log2(total)
-    image_entropy = (tl.log2(image_total) - image_weighted / image_total) * 0.6931471805599453
+    norm = tl.where(total > 0, total, nan)  # of nothing everything is absent
+    image_norm = tl.where(image_total > 0, image_total, nan)
+    lse = (m + tl.log2(norm)) * 0.6931471805599453
     to = (b * rows + r) * num_heads + h
     keep = r < rows
     # The order is window/fields.py's; `image_share_kernel` stores the plane in between.
-    tl.store(reals + to, tl.where(some, (m + log2_total) * 0.6931471805599453, float("-inf")), mask=keep)
-    tl.store(reals + plane + to, tl.where(some, (log2_total - weighted / total) * 0.6931471805599453, nan), mask=keep)
-    tl.store(reals + 2 * plane + to, tl.where(some, squares / (total * total), nan), mask=keep)
-    tl.store(reals + 3 * plane + to, tl.where(some, 1.0 / total, nan), mask=keep)
-    tl.store(reals + 4 * plane + to, tl.where(has_image, image_entropy, nan), mask=keep)
-    tl.store(reals + 5 * plane + to, tl.where(has_image, 1.0 / image_total, nan), mask=keep)
-    tl.store(reals + 7 * plane + to, tl.where(some, own / total, nan), mask=keep)
-    tl.store(reals + 8 * plane + to, tl.where(some & (reach > 0), previous / total, nan), mask=keep)
-    tl.store(reals + 9 * plane + to, tl.where(some, distance / total, nan), mask=keep)
-    tl.store(reals + 10 * plane + to, tl.where(some, near / total, nan), mask=keep)
+    tl.store(reals + to, tl.where(reach < 0, float("-inf"), lse), mask=keep)
+    tl.store(reals + plane + to, (tl.log2(norm) - weighted / norm) * 0.6931471805599453, mask=keep)
+    tl.store(reals + 2 * plane + to, squares / (norm * norm), mask=keep)
+    tl.store(reals + 3 * plane + to, 1.0 / norm, mask=keep)
+    tl.store(reals + 4 * plane + to, (tl.log2(image_norm) - image_weighted / image_norm) * 0.6931471805599453, mask=keep)
+    tl.store(reals + 5 * plane + to, 1.0 / image_norm, mask=keep)
+    tl.store(reals + 7 * plane + to, own / norm, mask=keep)
+    tl.store(reals + 8 * plane + to, tl.where(reach > 0, previous / norm, nan), mask=keep)
+    tl.store(reals + 9 * plane + to, distance / norm, mask=keep)
+    tl.store(reals + 10 * plane + to, near / norm, mask=keep)
     tl.store(indices + to, best, mask=keep)
     tl.store(indices + plane + to, image_best, mask=keep)
     column = tl.arange(0, 8)[None, :]
     mass_at = mass + to[:, None] * SEGMENTS + column
-    tl.store(mass_at, tl.where(some[:, None], masses / total[:, None], nan), mask=keep[:, None] & (column < SEGMENTS))
+    tl.store(mass_at, masses / norm[:, None], mask=keep[:, None] & (column < SEGMENTS))
 
 
 @triton.jit
@@ -156,7 +156,7 @@ def image_share_kernel(
         i = j + tl.arange(0, BLOCK_N)
         inside = begin + i < tokens
         s = _products(query, k_at, i, k_token, inside, HEAD_DIM, BLOCK_P, UPCAST) * scale
-        visible = inside[None, :] & (i[None, :] <= reach[:, None])
+        visible = i[None, :] <= reach[:, None]
         source = tl.load(segment + b.to(tl.int64) * tokens + begin + i, mask=inside, other=255)
         p = tl.where(visible, tl.exp2(s - lse2[:, None]), 0.0)
         p_image = tl.where(source[None, :] == IMAGE, p, 0.0)
@@ -227,6 +227,7 @@ def row_statistics_triton(
         "BLOCK_R": BLOCK_ROWS, "BLOCK_N": BLOCK_KEYS, "IMAGE": int(Segment.IMAGE), "UPCAST": interpreted(), "STAGES": tiles.stages,
         # In fp32 the query alone fills most registers of four warps.
         "num_warps": 8 if q.dtype == torch.float32 else 4,
+        "maxnreg": 255,  # told nothing, ptxas prefers spilling one value to passing 128
     }  # fmt: skip
     row_statistics_kernel[grid](
         q, k, segment, first, limit, reals, indices, mass, *sizes, *q.stride()[:3], *k.stride()[:3],
