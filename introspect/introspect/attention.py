@@ -109,6 +109,10 @@ class LayerCache:
     mask: torch.Tensor | None = None
 
 
+class PromptReadError(BaseException):
+    """Unwinds the forward call over a prompt: the last layer's keys and values are there, and nobody reads what would come of them."""
+
+
 @dataclass
 class PrefillPass:
     """Ordinary attention over a prompt, whole or in chunks; each layer's keys, values and last queries are given away when it is done.
@@ -117,11 +121,13 @@ class PrefillPass:
         tokens: of the prompt.
         window: how many of the last queries to give.
         finish: takes a layer's number and what it leaves. The pass keeps nothing of it.
+        last: the layer after which nothing is wanted; at its end the call is unwound by a `PromptReadError`.
     """
 
     tokens: int
     window: int
     finish: Callable[[int, LayerCache], None]
+    last: int | None = None
     _seen: int = 0
     _k: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     _v: torch.Tensor = field(default_factory=lambda: torch.empty(0))
@@ -147,12 +153,18 @@ class PrefillPass:
         if mask is None and begin > 0:
             mask = torch.arange(end, device=q.device) <= torch.arange(begin, end, device=q.device)[:, None]
             mask = mask.expand(q.shape[0], 1, -1, -1)
-        out: torch.Tensor = sdpa_attention_forward(module, q, keys[:, :, :end], values[:, :, :end], mask, **kwargs)[0]
+        out: torch.Tensor
+        if layer == self.last:
+            out = q.new_zeros(q.shape[0], q.shape[2], q.shape[1], v.shape[3])
+        else:
+            out = sdpa_attention_forward(module, q, keys[:, :, :end], values[:, :, :end], mask, **kwargs)[0]
         if end == self.tokens:
             done = LayerCache(keys, values, self._q, scale_of(q, kwargs.get("scaling")), self._mask)
             self._seen, self._k, self._v, self._q = 0, *(torch.empty(0) for _ in range(3))
             self._mask = None
             self.finish(layer, done)
+            if layer == self.last:
+                raise PromptReadError
         return out
 
     def _gather(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, end: int) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from introspect.attention import LayerCache, PrefillPass, active, is_active
+from introspect.attention import LayerCache, PrefillPass, PromptReadError, active, is_active
 from introspect.budgeting import kept_entries
 from introspect.chunked import chunked_layers
 from introspect.keeping import Keeping
@@ -103,8 +103,8 @@ class Prefill:
         Args:
             pause: called after each chunk of each layer with its number of tokens, over all prompts.
         """
-        record = PrefillPass(self._tokens, self._window, self._finish_layer)
-        with active(record), self._embeddings(record), self._chunks(record, pause):
+        record = PrefillPass(self._tokens, self._window, self._finish_layer, last=self._loaded.num_layers - 1)
+        with suppress(PromptReadError), active(record), self._embeddings(record), self._chunks(record, pause):
             self._loaded.model.model(**self._inputs())
         for number, keeping in enumerate(self._keeping):
             if keeping.waits:
