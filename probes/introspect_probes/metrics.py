@@ -51,16 +51,17 @@ class ClusterBootstrap:
 
     Args:
         groups: group of each row.
-        resamples: how many draws.
+        resamples: how many draws; `RESAMPLES` by default.
         seed: of the draws.
         crossed: a second grouping of the rows that is drawn independently of the first (two-way, or pigeonhole, bootstrap:
             Owen 2007, arXiv 0712.1111); a row counts as often as both of its groups are drawn, multiplied.
     """
 
     def __init__(
-        self, groups: NDArray[np.str_], resamples: int = RESAMPLES, seed: int = 0, crossed: NDArray[np.str_] | None = None
+        self, groups: NDArray[np.str_], resamples: int | None = None, seed: int = 0, crossed: NDArray[np.str_] | None = None
     ) -> None:
         rng = np.random.default_rng(seed)
+        resamples = RESAMPLES if resamples is None else resamples
         self._ways = [_drawn(way, resamples, rng) for way in ([groups] if crossed is None else [groups, crossed])]
         self._rows, self._resamples = len(groups), resamples
 

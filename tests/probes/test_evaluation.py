@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from introspect.types import Budget
-from introspect_probes import claim_evaluation
+from introspect_probes import claim_evaluation, metrics
 from introspect_probes.claim_baselines import slots
 from introspect_probes.claim_evaluation import within_position_and_type
 from introspect_probes.evaluation import evaluate
@@ -28,7 +28,7 @@ CONDITIONS = (Budget(), Budget("snapkv", ratio=0.1))
 def folder(engine, tmp_path_factory):
     """Answers of three pools; a claim is false where one direction of the hidden states says so, which logits do not see."""
     folder, planted = tmp_path_factory.mktemp("answers"), tmp_path_factory.mktemp("planted")
-    for pool, n in (("probe", 60), ("calibration", 16), ("test", 40)):
+    for pool, n in (("probe", 45), ("calibration", 12), ("test", 36)):
         cases = get_world("digits").cases(n, seed=13, pool=pool, kinds=["digit_at"])
         record(cases, engine, folder, budgets=CONDITIONS, hidden=True, samples=1 if pool == "test" else 0, batch_size=64)
     traces = list(read_traces(folder))
@@ -47,6 +47,7 @@ def folder(engine, tmp_path_factory):
 def report(folder, probes, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(claim_evaluation, "SHUFFLES", 2)
+        patch.setattr(metrics, "RESAMPLES", 100)
         return evaluate(probes, [folder], tmp_path_factory.mktemp("report"))
 
 
