@@ -111,6 +111,9 @@ def scores_from_a_given_norm(device: str) -> None:
     hidden = torch.arange(30, device=device) > case.rows[0][:, None]
     lse = raw.masked_fill(hidden, -torch.inf).logsumexp(-1)
     torch.testing.assert_close(_scores(case, lse=lse + 1.0, impl="triton") * torch.e, _scores(case, impl="triton"), rtol=1e-4, atol=1e-6)
+    other = torch.stack([lse.double()] * 2, -1)[..., 0]
+    assert not other.is_contiguous()
+    assert torch.equal(_scores(case, lse=other, impl="triton"), _scores(case, lse=lse, impl="triton"))
 
 
 def scores_of_strided_input(device: str) -> None:
@@ -202,6 +205,22 @@ def received_ragged(device: str) -> None:
     check_received(arena, q, position, device, heads=torch.tensor([4, 0, 5]))
 
 
+def received_from_a_given_norm_and_views(device: str) -> None:
+    """A log-sum-exp of another precision, heads and runs that are views: as from plain tensors; and the norm is used."""
+    arena = moved(ragged_arena([[12, 7]], 16, seed=25), device)
+    q, position = (t.to(device) for t in _span(arena, 4, 5))
+    lse = torch.linspace(1, 3, 20, device=device, dtype=torch.float64).view(1, 4, 5)
+    plain = received_attention(q, arena, position, 0.2, heads=[3, 0], lse=lse.float(), impl="triton")
+    views = {name: torch.stack([getattr(arena, name)] * 2, -1)[..., 0] for name in ("start", "length")}
+    heads = torch.tensor([3, 9, 0, 9], dtype=torch.int32, device=device)[::2]
+    strided = torch.stack([lse] * 2, -1)[..., 0]
+    found = received_attention(q, replace(arena, **views), position, 0.2, heads=heads, lse=strided, impl="triton")
+    assert torch.equal(found.sums, plain.sums)
+    shifted = received_attention(q, arena, position, 0.2, heads=[3, 0], lse=lse + 1.0, impl="triton")
+    torch.testing.assert_close(shifted.sums * torch.e, plain.sums)
+    assert (plain.sums.sum(-1) > 0).all()
+
+
 def received_self_left_out(device: str) -> None:
     k = torch.zeros(1, 1, 4, 16, device=device)
     arena = Arena.dense(k, k, torch.zeros(1, 4, dtype=torch.uint8, device=device))
@@ -248,6 +267,33 @@ def rebudget_like_the_reference(device: str) -> None:
         assert_same(ours, arena)
 
 
+def compact_few_into_chosen_rows(device: str) -> None:
+    """Fewer entries than a block holds, to sequences in another order; and none at all, which empties a run."""
+    case = prefill([9, 6], 2, 1, 24, seed=22)
+    index, count = pad_selection([[torch.tensor([0, 4]), torch.tensor([1])], [torch.tensor([2, 3, 5]), torch.tensor([0, 1])]])
+    there = case.to(device=device)
+    for most in (3, 0):
+        theirs, chosen, kept = ragged_arena([[4, 4], [2, 3], [5, 1]], 24, seed=23), index[..., :most], count.clamp(max=most)
+        ours = moved(theirs, device)
+        rows = torch.tensor([2, 0])
+        compact_into(theirs, case.k, case.v, chosen, kept, case.segment, rows=rows, impl="reference")
+        moving = (there.k, there.v, chosen.to(device), kept.to(device), there.segment)
+        compact_into(ours, *moving, rows=rows.to(device), impl="triton")
+        assert_same(ours, theirs)
+        assert ours.length[2].tolist() == ([2, 1] if most else [0, 0])
+
+
+def rebudget_to_the_end_of_the_storage(device: str) -> None:
+    """Nothing is read or written past the last slot, nor past the last index."""
+    arena = ragged_arena([[7], [40]], 24, seed=24, slack=0)
+    ours = moved(arena, device)
+    index, count = pad_selection([[torch.tensor([0, 6])], [torch.arange(40)]])
+    index, count = index.to(torch.int32), count.to(torch.int32)
+    rebudget(arena, index, count, impl="reference")
+    rebudget(ours, index.to(device), count.to(device), impl="triton")
+    assert_same(ours, arena)
+
+
 def assert_same(ours: Arena, theirs: Arena) -> None:
     """Every tensor bit for bit."""
     for field in fields(Arena):
@@ -284,9 +330,12 @@ CHECKS: dict[str, Callable[[str], None]] = {
         rows_at_extremes_beside_padding,
         rows_with_keys_masked_by_minus_infinity,
         received_ragged,
+        received_from_a_given_norm_and_views,
         received_self_left_out,
         compact_like_the_reference,
         rebudget_like_the_reference,
+        compact_few_into_chosen_rows,
+        rebudget_to_the_end_of_the_storage,
         what_is_not_built_is_refused,
     )
 }
