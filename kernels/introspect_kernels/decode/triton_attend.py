@@ -110,8 +110,8 @@ def attend_kernel(
                 if KEEP_SCORES:
                     target = scores + first * GROUP + entry[None, :] * GROUP + rows[:, None]
                     tl.store(target, score, mask=is_head[:, None] & ours[None, :])
-                # A score of -inf is excluded as well: -inf times its p of zero would be NaN.
-                score = tl.where(ours[None, :] & (score != float("-inf")), score, EXCLUDED)
+                # A score of -inf is raised to that: times its p of zero it would be NaN.
+                score = tl.maximum(tl.where(ours[None, :], score, EXCLUDED), EXCLUDED, propagate_nan=tl.PropagateNan.ALL)
                 highest = tl.maximum(top, tl.max(score, 1))
                 shrink = tl.exp2(top - highest)[:, None]
                 x = score - highest[:, None]
