@@ -98,6 +98,9 @@ def scores_of_long_windows_and_odd_heads(device: str) -> None:
 
 def scores_across_chunks_of_keys(device: str) -> None:
     check_scores(prefill([1090, 3], 1, 1, 16, window=2, seed=4), device)
+    late = prefill([1030], 1, 1, 16, window=1, seed=4)  # the second chunk holds the largest score
+    late.k[0, 0, 1027] = late.q[0, 0, 0] * 3
+    check_scores(late, device)
 
 
 def scores_at_extremes(device: str) -> None:
@@ -177,6 +180,13 @@ def rows_at_extremes_beside_padding(device: str) -> None:
     """Scores of hundreds, in a tile that ends in padding of NaN, with an image to weigh."""
     case = prefill([20, 3], 1, 1, 16, torch.tensor([[19, 7], [2, 1]]), factor=300.0, seed=21)
     case.segment[:, :2] = int(Segment.IMAGE)
+    check_rows(case, device)
+
+
+def rows_whose_previous_key_lies_in_another_tile(device: str) -> None:
+    """The own key opens a tile and is the largest: what was summed before is scaled down."""
+    case = prefill([40], 1, 1, 16, torch.tensor([[32]]), seed=26)
+    case.k[0, 0, 32] = case.q[0, 0, 0] * 2
     check_rows(case, device)
 
 
@@ -328,6 +338,7 @@ CHECKS: dict[str, Callable[[str], None]] = {
         rows_of_equal_scores,
         rows_of_heads_in_two_parts,
         rows_at_extremes_beside_padding,
+        rows_whose_previous_key_lies_in_another_tile,
         rows_with_keys_masked_by_minus_infinity,
         received_ragged,
         received_from_a_given_norm_and_views,
