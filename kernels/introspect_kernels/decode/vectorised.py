@@ -15,7 +15,7 @@ from introspect_kernels.decode.packing import INDICES, REALS, PackedStats
 from introspect_kernels.errors import KernelError, KernelInputError, UnknownImplementationError
 from introspect_kernels.segments import NUM_SEGMENTS
 
-WORTH_THREADS = 1 << 20  # products of a key's number with a query's: below, threads take longer to start than they save
+WORTH_THREADS = 1 << 17  # products of a key's number with a query's: below, threads take longer to start than they save
 _NEVER = 1 << 62
 # Numba knows neither bf16 nor fp16; their bits come to it as integers (`cpu_scalars.as_float`).
 _KINDS = {torch.bfloat16: "uint16", torch.float16: "int16", torch.float32: "float32", torch.float64: "float64"}

@@ -29,7 +29,7 @@ def record_rows(engine: Engine, arm: Arm, pool: Pool, n: int, folder: Path, *, s
     for start in tqdm(range(0, n, CHUNK), desc=f"{arm.name}, {pool}", unit="chunk", leave=False):
         count = min(CHUNK, n - start)
         noisy = "" if noise is None else f"-{noise:g}"
-        path = folder / f"{arm.name}{noisy}-{pool}-{seed}-{start:06d}-{count}.npz"
+        path = folder / f"{arm.name}{noisy}-{pool}-{seed}-{start:06d}-{count}.safetensors"
         if not path.exists():
             cases = list(cases_of(pool, count, seed=seed, start=start, noise=noise))
             answer_rows(engine, arm, cases, first=start).save(path)

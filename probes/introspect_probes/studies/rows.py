@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from introspect.engine import Engine
 from introspect.hidden import hidden_states
@@ -57,15 +60,15 @@ class Rows:
     def save(self, path: Path) -> None:
         """Write the rows, whole or not at all."""
         partial = path.with_suffix(".partial")
-        with partial.open("wb") as file:
-            np.savez(file, **self.__dict__)
+        arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in self.__dataclass_fields__ if name != "group"}
+        save_file(arrays, partial, metadata={"group": json.dumps(self.group.tolist())})
         partial.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> Rows:
         """The rows that `save` wrote."""
-        with np.load(path, allow_pickle=False) as file:
-            return cls(**{name: file[name] for name in cls.__dataclass_fields__})
+        with safe_open(path, framework="np") as file:
+            return cls(**{name: file.get_tensor(name) for name in file.keys()}, group=np.array(json.loads(file.metadata()["group"])))  # noqa: SIM118 - no dictionary
 
     @classmethod
     def joined(cls, parts: Sequence[Rows]) -> Rows:
