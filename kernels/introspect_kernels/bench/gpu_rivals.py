@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -42,7 +41,11 @@ def flex(inputs: Inputs) -> Call:
 
 def flash_attn(module: str, inputs: Inputs) -> Call:
     """`flash_attn_with_kvcache` of FlashAttention 2 (`flash_attn`) or 3 (`flash_attn_interface`); entries before heads in its cache."""
-    function: Any = importlib.import_module(module).flash_attn_with_kvcache
+    if module == "flash_attn":
+        import flash_attn as package
+    else:
+        import flash_attn_interface as package
+    function: Any = package.flash_attn_with_kvcache
     k, v = inputs.k.transpose(1, 2), inputs.v.transpose(1, 2)
     lengths = torch.full((k.shape[0],), k.shape[1], dtype=torch.int32, device=k.device)
     return lambda: function(inputs.q[:, None], k, v, cache_seqlens=lengths, softmax_scale=inputs.scale, causal=False)[:, 0]
@@ -50,11 +53,12 @@ def flash_attn(module: str, inputs: Inputs) -> Call:
 
 def flashinfer(inputs: Inputs) -> Call:
     """FlashInfer's batched decode over pages, planned beforehand; on tensor cores where heads share a KV head, as it advises."""
-    module: Any = importlib.import_module("flashinfer")
+    from flashinfer import BatchDecodeWithPagedKVCacheWrapper
+
     batch, heads, head_dim = inputs.q.shape
     kv_heads, entries = inputs.k.shape[1:3]
     workspace = torch.zeros(WORKSPACE, dtype=torch.uint8, device=inputs.q.device)
-    wrapper = module.BatchDecodeWithPagedKVCacheWrapper(workspace, "HND", use_tensor_cores=heads > kv_heads)
+    wrapper = BatchDecodeWithPagedKVCacheWrapper(workspace, "HND", use_tensor_cores=heads > kv_heads)
     each = entries // PAGE
     indptr = torch.arange(batch + 1, dtype=torch.int32, device=inputs.q.device) * each
     indices = torch.arange(batch * each, dtype=torch.int32, device=inputs.q.device)

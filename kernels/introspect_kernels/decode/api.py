@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from introspect_kernels.arena import Arena
+from introspect_kernels.arena_form import check_arena
 from introspect_kernels.decode.dispatch import run
 from introspect_kernels.decode.operator import decode_attention_operator
 from introspect_kernels.decode.packing import PackedStats, unpack
@@ -73,23 +74,7 @@ def _validate(q: torch.Tensor, arena: Arena, position: torch.Tensor) -> None:
         raise KernelInputError(f"position must be integers [{batch}], got {position.dtype} {tuple(position.shape)}")
     if not q.is_floating_point() or arena.k.dtype != q.dtype or arena.v.dtype != q.dtype:
         raise KernelInputError(f"q, k and v must have one floating dtype, got {q.dtype}, {arena.k.dtype}, {arena.v.dtype}")
-    _validate_arena(arena)
-    for name, tensor in (("arena", arena.k), ("arena's lengths", arena.length), ("position", position)):
+    check_arena(arena)
+    for name, tensor in (("arena", arena.k), ("position", position)):
         if tensor.device != q.device:
             raise KernelInputError(f"q is on {q.device}, the {name} on {tensor.device}")
-
-
-def _validate_arena(arena: Arena) -> None:
-    slots, runs = arena.k.shape[0], arena.start.shape
-    expected: tuple[tuple[str, torch.Tensor | None, torch.dtype, tuple[int, ...]], ...] = (
-        ("v", arena.v, arena.k.dtype, tuple(arena.k.shape)),
-        ("position", arena.position, torch.int32, (slots,)),
-        ("segment", arena.segment, torch.uint8, (slots,)),
-        ("start", arena.start, torch.int32, tuple(runs)),
-        ("length", arena.length, torch.int32, tuple(runs)),
-        ("received", arena.received, torch.float32, (slots,)),
-        ("queries", arena.queries, torch.int32, (slots,)),
-    )
-    for name, tensor, dtype, shape in expected:
-        if tensor is not None and (tensor.dtype != dtype or tuple(tensor.shape) != shape):
-            raise KernelInputError(f"the arena's {name} must be {dtype} {shape}, got {tensor.dtype} {tuple(tensor.shape)}")

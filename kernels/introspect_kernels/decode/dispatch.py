@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from introspect_kernels.arena import Arena
+from introspect_kernels.arena_form import check_runs
 from introspect_kernels.decode.accumulate import add_received
 from introspect_kernels.decode.packing import PackedStats
 from introspect_kernels.decode.reference import decode_attention_reference
-from introspect_kernels.errors import KernelInputError
 from introspect_kernels.implementations import choose
 from introspect_kernels.statistics import HeadStats
 
@@ -31,7 +31,7 @@ def run(
 
         return decode_attention_vectorised(q, arena, position, scale, stats)
     if arena.start.device.type == "cpu":
-        check_ranges(arena)
+        check_runs(arena.start, arena.length, arena.k.shape[0])
     if name == "triton":
         from introspect_kernels.decode.triton_host import decode_attention_triton
 
@@ -40,16 +40,3 @@ def run(
     if arena.received is not None and measured is not None:
         add_received(q, arena, position, scale, measured.lse)
     return out, measured if stats else None
-
-
-def check_ranges(arena: Arena) -> None:
-    """Whether every run lies within the arena's slots."""
-    if not arena.start.numel():
-        return
-    lowest = int(torch.minimum(arena.start, arena.length).min())
-    end = int((arena.start + arena.length).max())
-    if lowest < 0 or end > arena.k.shape[0]:
-        raise KernelInputError(
-            f"every run must lie within the arena's {arena.k.shape[0]} slots; got starts from {int(arena.start.min())}, "
-            f"lengths from {int(arena.length.min())} and an end at {end}"
-        )

@@ -7,6 +7,7 @@ from array import array
 import torch
 
 from introspect_kernels.arena import Arena
+from introspect_kernels.arena_form import check_runs
 from introspect_kernels.decode.cpu_call import BAD_SEGMENT, LARGE, OUTSIDE, SCRATCH, WELL, Call
 from introspect_kernels.decode.cpu_entries import chunk_after_chunk, in_one_thread, joining
 from introspect_kernels.decode.cpu_threads import in_threads
@@ -75,7 +76,7 @@ def decode_attention_vectorised(
         in_threads(chunk_after_chunk(kind).address, at, threads)
         found = joining().ctypes(at)
     if found == OUTSIDE:
-        raise KernelInputError(_outside(arena))
+        check_runs(start, length, k.shape[0])  # says which
     if found == BAD_SEGMENT:
         raise KernelInputError(f"segments must be 0 to {NUM_SEGMENTS - 1}, got up to {int(segment.max())}")
     if found != WELL:
@@ -100,10 +101,3 @@ def _memory_for_statistics(batch: int, heads: int, kv_heads: int) -> PackedStats
 def _with_whole_rows(x: torch.Tensor) -> torch.Tensor:
     """Rows of numbers that follow each other; rows themselves may lie apart."""
     return x if x.stride(1) == 1 and x.stride(0) >= x.shape[1] else x.contiguous()
-
-
-def _outside(arena: Arena) -> str:
-    return (
-        f"every run must lie within the arena's {arena.k.shape[0]} slots; got starts from {int(arena.start.min())}, "
-        f"lengths from {int(arena.length.min())} and an end at {int((arena.start + arena.length).max())}"
-    )
