@@ -89,16 +89,16 @@ def _broken(**changed: torch.Tensor) -> Arena:
     [
         ({"start": torch.tensor([[0, 11]], dtype=torch.int32)}, "within the arena's 14 slots; .* an end at 15"),
         ({"start": torch.tensor([[-1, 7]], dtype=torch.int32)}, "within the arena's 14 slots; got starts from -1"),
-        ({"length": torch.tensor([[4, -2]], dtype=torch.int32)}, "lengths from -2"),
-        ({"length": torch.tensor([[4, 4]])}, r"length must be torch.int32 \(1, 2\), got torch.int64"),
+        ({"length": torch.tensor([[4, -2]], dtype=torch.int32)}, "entries from -2"),
+        ({"length": torch.tensor([[4, 4]])}, r"length must be torch.int32 \(1, 2\) on cpu, got torch.int64"),
         ({"segment": torch.zeros(14, dtype=torch.int32)}, "segment must be torch.uint8"),
-        ({"position": torch.zeros(3, dtype=torch.int32)}, r"position must be torch.int32 \(14,\), got torch.int32 \(3,\)"),
-        ({"v": torch.zeros(14, 16)}, r"v must be torch.float32 \(14, 32\), got torch.float32 \(14, 16\)"),
+        ({"position": torch.zeros(3, dtype=torch.int32)}, r"position must be torch.int32 \(14,\) on cpu, got torch.int32 \(3,\)"),
+        ({"v": torch.zeros(14, 16)}, r"v must be torch.float32 \(14, 32\) on cpu, got torch.float32 \(14, 16\)"),
         ({"k": torch.zeros(14, 32, dtype=torch.float16)}, "one floating dtype, got torch.float32, torch.float16"),
         ({"received": torch.zeros(14, dtype=torch.float64)}, "received must be torch.float32"),
         ({"queries": torch.zeros(13, dtype=torch.int32)}, r"queries must be torch.int32 \(14,\)"),
-        ({"k": torch.zeros(14, 32, device="meta")}, "the arena on meta"),
-        ({"length": torch.zeros(1, 2, dtype=torch.int32, device="meta")}, "the arena's lengths on meta"),
+        ({"k": torch.zeros(14, 32, device="meta")}, "the arena's v must be torch.float32 .* on meta, got .* on cpu"),
+        ({"length": torch.zeros(1, 2, dtype=torch.int32, device="meta")}, "the arena's length must be .* on cpu, got .* on meta"),
     ],
 )
 def test_an_arena_that_does_not_fit_is_refused(changed: dict[str, torch.Tensor], message: str) -> None:

@@ -16,6 +16,8 @@ CHUNK = 1024  # entries: their scores for a group of eight heads stay in a secon
 MOST_CHUNKS = 64  # of a run: beyond, chunks grow
 WELL, OUTSIDE, BAD_SEGMENT, LARGE = 1, 2, 3, 4  # not 0, which a compiled function returns when it fails
 
+ALL, CHUNKS_ONLY, JOIN = 0, 1, 2
+
 
 class Call(NamedTuple):
     """One call: sizes, and addresses of contiguous memory.
@@ -53,6 +55,7 @@ class Call(NamedTuple):
         next: the chunk to be taken next.
         status: what threads have found wrong.
         source: which sources the machine code is of.
+        stage: `ALL`, `CHUNKS_ONLY` or `JOIN`.
     """
 
     runs: int
@@ -87,11 +90,12 @@ class Call(NamedTuple):
     next: int = 0
     status: int = WELL
     source: int = 0
+    stage: int = 0
 
 
 FIELDS = len(Call._fields)
-CHUNKS, SIZE, SCRATCH, NEXT, STATUS, SOURCE = (
-    Call._fields.index(name) for name in ("chunks", "size", "scratch", "next", "status", "source")
+CHUNKS, SIZE, SCRATCH, NEXT, STATUS, SOURCE, STAGE = (
+    Call._fields.index(name) for name in ("chunks", "size", "scratch", "next", "status", "source", "stage")
 )
 
 

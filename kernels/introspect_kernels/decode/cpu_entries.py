@@ -1,8 +1,8 @@
-"""The compiled CPU path as C functions of one address, and where their machine code is kept.
+"""The compiled CPU path as a C function of one address, and where its machine code is kept.
 
 Compiling takes some ten seconds for each dtype, once: Numba keeps the code beside the sources, or in the user's cache
 directory where it may not write there. It notices when the file of a function has changed, but not when that of another
-function has which it calls; so the entry points depend on a hash of all.
+function has which it calls; so the entry depends on a hash of all.
 """
 
 from __future__ import annotations
@@ -16,7 +16,23 @@ from typing import Any
 import numpy as np
 from numba import carray, cfunc, types
 
-from introspect_kernels.decode.cpu_call import CHUNKS, FIELDS, LARGE, SCRATCH, SIZE, SOURCE, STATUS, WELL, call_at, scratch_size, survey
+from introspect_kernels.decode.cpu_call import (
+    ALL,
+    CHUNKS,
+    CHUNKS_ONLY,
+    FIELDS,
+    JOIN,
+    LARGE,
+    SCRATCH,
+    SIZE,
+    SOURCE,
+    STAGE,
+    STATUS,
+    WELL,
+    call_at,
+    scratch_size,
+    survey,
+)
 from introspect_kernels.decode.cpu_decode import attend, finish
 from introspect_kernels.decode.cpu_scalars import address
 
@@ -31,23 +47,27 @@ def _source_hash() -> int:
 
 
 @cache
-def in_one_thread(kind: str) -> Callable[[int], int]:
-    """`whole` as Python calls it."""
-    called: Callable[[int], int] = whole(kind).ctypes  # made anew by every look at it
-    return called
+def called(kind: str) -> Callable[[int], int]:
+    """`entry` as Python calls it."""
+    function: Callable[[int], int] = entry(kind).ctypes  # made anew by every look at it
+    return function
 
 
 @cache
-def whole(kind: str) -> Any:
-    """Everything in one thread, compiled or loaded at the first call.
+def entry(kind: str) -> Any:
+    """The compiled path, made or loaded at the first call.
+
+    It is one function with one call of each step, so that one machine code serves however many threads there are: compiled
+    twice, the same source may sum in two orders.
 
     Args:
         kind: NumPy's name of the type that keys reach Numba as, see `cpu_scalars.as_float`.
 
     Returns:
-        A C function of the address of a `Call`'s fields as int64 numbers. It returns `WELL`, `OUTSIDE`, `BAD_SEGMENT`; or
-        `LARGE` when it has only filled in `chunks`, `size`, and under `scratch` how much of it is needed, because threads
-        are worth it.
+        A C function of the address of a `Call`'s fields as int64 numbers. With `stage` `ALL` it does everything and returns
+        `WELL`, `OUTSIDE` or `BAD_SEGMENT`; or `LARGE` when it has only filled in `chunks`, `size`, and under `scratch` how
+        much of it is needed, because threads are worth it. Then stage `CHUNKS_ONLY` is for as many threads at once as call
+        it, and `JOIN` for one, afterwards.
     """
     tag, source = np.empty(0, kind), _source_hash()
 
@@ -55,49 +75,22 @@ def whole(kind: str) -> Any:
     def function(fields: int) -> Any:
         numbers = carray(address(fields), (FIELDS,), np.int64)
         numbers[SOURCE] = source
-        found, numbers[CHUNKS], numbers[SIZE] = survey(call_at(fields))
+        stage = numbers[STAGE]
+        if stage == ALL:
+            found, numbers[CHUNKS], numbers[SIZE] = survey(call_at(fields))
+            if found == LARGE:
+                numbers[SCRATCH] = scratch_size(call_at(fields))
+            if found != WELL:
+                return found
         call = call_at(fields)
-        if found == LARGE:
-            numbers[SCRATCH] = scratch_size(call)
-        if found != WELL:
-            return found
-        scratch = np.empty(scratch_size(call), np.float32)
-        attend(tag, call, scratch, fields)
-        if numbers[STATUS] == WELL:
+        if stage == ALL:
+            scratch = np.empty(scratch_size(call), np.float32)
+        else:
+            scratch = carray(address(call.scratch), (scratch_size(call),), np.float32)
+        if stage != JOIN:
+            attend(tag, call, scratch, fields)
+        if stage != CHUNKS_ONLY and numbers[STATUS] == WELL:
             finish(call, scratch)
-        return numbers[STATUS]
-
-    return function
-
-
-@cache
-def chunk_after_chunk(kind: str) -> Any:
-    """The same kind of function, for as many threads at once as call it; needs `scratch`. What it leaves is for `joining`."""
-    tag, source = np.empty(0, kind), _source_hash()
-
-    @_compiled
-    def function(fields: int) -> Any:
-        numbers = carray(address(fields), (FIELDS,), np.int64)
-        numbers[SOURCE] = source
-        call = call_at(fields)
-        attend(tag, call, carray(address(call.scratch), (scratch_size(call),), np.float32), fields)
-        return numbers[STATUS]
-
-    return function
-
-
-@cache
-def joining() -> Any:
-    """The same kind of function, which joins what threads left and returns what they found."""
-    source = _source_hash()
-
-    @_compiled
-    def function(fields: int) -> Any:
-        numbers = carray(address(fields), (FIELDS,), np.int64)
-        numbers[SOURCE] = source
-        if numbers[STATUS] == WELL:
-            call = call_at(fields)
-            finish(call, carray(address(call.scratch), (scratch_size(call),), np.float32))
         return numbers[STATUS]
 
     return function

@@ -8,8 +8,8 @@ import torch
 
 from introspect_kernels.arena import Arena
 from introspect_kernels.arena_form import check_runs
-from introspect_kernels.decode.cpu_call import BAD_SEGMENT, LARGE, OUTSIDE, SCRATCH, WELL, Call
-from introspect_kernels.decode.cpu_entries import chunk_after_chunk, in_one_thread, joining
+from introspect_kernels.decode.cpu_call import BAD_SEGMENT, CHUNKS_ONLY, JOIN, LARGE, OUTSIDE, SCRATCH, STAGE, WELL, Call
+from introspect_kernels.decode.cpu_entries import called, entry
 from introspect_kernels.decode.cpu_threads import in_threads
 from introspect_kernels.decode.cpu_workspace import scratch
 from introspect_kernels.decode.packing import INDICES, REALS, PackedStats
@@ -70,11 +70,13 @@ def decode_attention_vectorised(
     )
     fields = array("q", call)
     kind, at = _KINDS[q.dtype], fields.buffer_info()[0]
-    found = in_one_thread(kind)(at)
+    found = called(kind)(at)
     if found == LARGE:
         fields[SCRATCH] = scratch(fields[SCRATCH])
-        in_threads(chunk_after_chunk(kind).address, at, threads)
-        found = joining().ctypes(at)
+        fields[STAGE] = CHUNKS_ONLY
+        in_threads(entry(kind).address, at, threads)
+        fields[STAGE] = JOIN
+        found = called(kind)(at)
     if found == OUTSIDE:
         check_runs(start, length, k.shape[0])  # says which
     if found == BAD_SEGMENT:
@@ -85,8 +87,8 @@ def decode_attention_vectorised(
 
 
 def compile_ahead(dtype: torch.dtype) -> None:
-    """Compile, or load, what a small call needs."""
-    in_one_thread(_KINDS[dtype])
+    """Compile, or load, what calls of a dtype need."""
+    called(_KINDS[dtype])
 
 
 def _memory_for_statistics(batch: int, heads: int, kv_heads: int) -> PackedStats:
