@@ -209,11 +209,15 @@ def test_entries_masked_with_minus_infinity(count: int) -> None:
 def test_where_every_entry_is_masked_nothing_is_claimed(count: int) -> None:
     arena = ragged_arena([[count]], 64, seed=26)
     arena.k[:count] = -torch.inf
+    slots = arena.k.shape[0]
+    arena = replace(arena, received=torch.zeros(slots), queries=torch.zeros(slots, dtype=torch.int32))
     out, stats = decode_attention(torch.ones(1, 2, 64), arena, torch.tensor([5000]), 1.0)
     assert stats is not None
     assert out.isnan().all()
     for name in ("lse", "entropy", "max_prob", "mass"):
         assert getattr(stats, name).isnan().all(), name
+    assert arena.received is not None
+    assert arena.received[:count].isnan().all()
 
 
 @pytest.mark.parametrize(("threads", "dtype"), [(1, torch.float32), (2, torch.float32), (2, torch.bfloat16)], ids=["1", "2", "2-bf16"])

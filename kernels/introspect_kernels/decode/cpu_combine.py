@@ -157,24 +157,20 @@ def write_masses(chunks: int, g: int, sums: Any, mass: Any, joined: Any, masses:
 @njit
 def best_of(chunks: int, g: int, sums: Any, best: Any) -> Any:
     """Positions of the largest score of all, and of the image's; the earliest among equals, -1 without entries."""
-    found = np.full(2, -1, np.int32)
-    for part in (REST, IMAGE_PART):
-        largest = -np.inf
-        for c in range(chunks):
-            if best[c, g, part] >= 0 and (found[part] < 0 or sums[c, g, part, LARGEST] > largest):
-                found[part], largest = best[c, g, part], float(sums[c, g, part, LARGEST])
-    return _earlier(chunks, g, sums, found), found[IMAGE_PART]
+    rest, rest_score = _best_of_part(chunks, g, REST, sums, best)
+    image, image_score = _best_of_part(chunks, g, IMAGE_PART, sums, best)
+    if rest < 0 or image < 0:
+        return max(rest, image), image
+    if rest_score == image_score:
+        return min(rest, image), image
+    return (rest if rest_score > image_score else image), image
 
 
 @njit
-def _earlier(chunks: int, g: int, sums: Any, found: Any) -> Any:
-    """Of the largest of the rest and of the image, the larger; of equal ones the earlier."""
-    if found[REST] < 0 or found[IMAGE_PART] < 0:
-        return max(found[REST], found[IMAGE_PART])
-    largest = np.full(2, -np.inf)
-    for part in range(2):
-        for c in range(chunks):
-            largest[part] = max(largest[part], float(sums[c, g, part, LARGEST]))
-    if largest[REST] == largest[IMAGE_PART]:
-        return min(found[REST], found[IMAGE_PART])
-    return found[REST] if largest[REST] > largest[IMAGE_PART] else found[IMAGE_PART]
+def _best_of_part(chunks: int, g: int, part: int, sums: Any, best: Any) -> Any:
+    """Position of the largest score of a part in any chunk, and the score."""
+    found, largest = np.int32(-1), np.float32(-np.inf)
+    for c in range(chunks):
+        if best[c, g, part] >= 0 and (found < 0 or sums[c, g, part, LARGEST] > largest):
+            found, largest = best[c, g, part], sums[c, g, part, LARGEST]
+    return found, largest

@@ -82,7 +82,7 @@ def attend(tag: Any, call: Call, scratch: Any, fields: int) -> None:
             item += 1
 
 
-@njit
+@njit(error_model="numpy")  # where all is masked, shares are NaN, not an error
 def finish(call: Call, scratch: Any) -> None:
     """Join the chunks of every run, and write what is returned."""
     runs, group, head_dim = call.runs, call.group, call.head_dim
