@@ -16,13 +16,12 @@ import numpy as np
 import typer
 
 from introspect.provenance import provenance
-from introspect_probes.drift import DELTA, DriftMonitor, streams_of
+from introspect_probes.drift import DELTA, DriftMonitor
 from introspect_probes.errors import TraceError
-from introspect_probes.features import token_features
 from introspect_probes.labels import read_labelled
 from introspect_probes.parts import OUTSIDE_KIND, part_of
 from introspect_probes.probe_set import ProbeSet, load_probe_set
-from introspect_probes.traces import Trace
+from introspect_probes.reference_fit import answer_streams
 
 Answers = list[dict[str, float | None]]
 USUAL = "full"
@@ -137,16 +136,6 @@ def _answers(probes: ProbeSet, folders: Sequence[Path]) -> tuple[Answers, Answer
         else:
             changed.setdefault(trace.condition, []).append(found)
     return reference, usual, changed
-
-
-def answer_streams(probes: ProbeSet, trace: Trace) -> dict[str, float | None]:
-    """What is watched of a recorded answer."""
-    session = probes.session(trace.prompt)
-    for step in trace.steps:
-        session.step(step)
-    words = [i for i, s in enumerate(trace.steps) if s.logits is not None and not s.is_special]
-    tokens = [token_features(trace.steps, i, trace.steps[i + 1] if i + 1 < len(trace.steps) else None) for i in words]
-    return streams_of(probes, session.finish(), [t for t in tokens if t is not None])
 
 
 def main(

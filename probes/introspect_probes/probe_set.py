@@ -24,6 +24,7 @@ from introspect_probes.grammar import claim_finder
 from introspect_probes.guarantee import Guarantee
 from introspect_probes.linear import BudgetedPlatt, LinearProbe
 from introspect_probes.narrow import NarrowReader
+from introspect_probes.reference import Reference
 from introspect_probes.scoring import Session
 from introspect_probes.strategy_probe import StrategyProbe
 from introspect_probes.training_free import TrainingFreeScores
@@ -45,6 +46,7 @@ class ProbeSet:
         strategy: strategy state, where causes were measured.
         domain: what counts as familiar, where prompts from outside were recorded.
         guarantee: the threshold over which answers are guaranteed, where one was asked for and found.
+        reference: what is watched for drift, on the answers that it was calibrated on; sets made before there was one have none.
     """
 
     manifest: dict[str, Any]
@@ -54,6 +56,7 @@ class ProbeSet:
     strategy: StrategyProbe | None = None
     domain: Domain | None = None
     guarantee: Guarantee | None = None
+    reference: Reference | None = None
     mismatch: str | None = None
 
     @property
@@ -151,6 +154,9 @@ class ProbeSet:
             arrays |= self.domain.arrays()
         if self.guarantee is not None:
             fitted["guarantee"] = self.guarantee.as_dict()
+        if self.reference is not None:
+            arrays |= self.reference.arrays()
+            fitted["reference"] = list(self.reference.streams)
         save_file(arrays, folder / _ARRAYS)
         (folder / _MANIFEST).write_text(json.dumps({**self.manifest, "fitted": fitted}, indent=1) + "\n", encoding="utf-8")
 
@@ -191,6 +197,7 @@ def _assembled(manifest: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Pro
         strategy=None if "strategy" in absent else _strategy_probe(fitted, arrays),
         domain=None if "in_domain" in absent else Domain.from_arrays(arrays),
         guarantee=Guarantee(**fitted["guarantee"]) if "guarantee" in fitted else None,
+        reference=Reference.from_arrays(tuple(fitted["reference"]), arrays) if "reference" in fitted else None,
     )
 
 

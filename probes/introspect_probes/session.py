@@ -115,6 +115,7 @@ class ProbeSession:
             scores=answer.scores,
             mismatch=self.probes.mismatch,
             guarantee=self._guarantee(self._confidence),
+            feature_distance=self._distance(),
         )
 
     def _close(self, row: NDArray[np.float32] | None, following: LogitStats | None) -> TokenSignal | None:
@@ -167,6 +168,15 @@ class ProbeSession:
         if not risks or self.probes.claims is None:
             return None
         return self.probes.claims.any_false(risks, reduced=self._is_reduced)
+
+    def _distance(self) -> float | None:
+        """How far the answer's head features are from those of the fit."""
+        probe = self._reader.probes["confidence"]
+        count = len(probe.heads)
+        if not self._tally.words or not count:
+            return None
+        deviations = np.clip((self._tally.means - probe.mean[:count]) / probe.scale[:count], -8, 8)
+        return float(np.sqrt(np.mean(deviations**2)))
 
     def _guarantee(self, confidence: float | None) -> Guaranteed | None:
         """Whether the answer is over the guaranteed threshold; a probe set made to score another model guarantees nothing."""

@@ -104,6 +104,8 @@ class AnswerSignal:
         scores: named training-free values.
         mismatch: why the probe set does not fit, where it was made to score all the same.
         guarantee: whether the answer is over the threshold of a probe set that has one.
+        feature_distance: root mean square of the answer's mean head features that confidence reads, in standard deviations of
+            the fit; about 1 for answers like those of the fit.
     """
 
     confidence: float | None
@@ -117,3 +119,4 @@ class AnswerSignal:
     scores: dict[str, float]
     mismatch: str | None = None
     guarantee: Guaranteed | None = None
+    feature_distance: float | None = None

@@ -27,6 +27,7 @@ from introspect_probes.linear import BudgetedPlatt, LinearProbe, Platt
 from introspect_probes.parts import OUTSIDE_KIND, common_manifest, is_promised, part_of
 from introspect_probes.probe_set import FORMAT, ProbeSet
 from introspect_probes.published import published_confidence, published_risks, risk_logits
+from introspect_probes.reference_fit import with_reference
 from introspect_probes.risk_fit import fit_claims
 from introspect_probes.sparse import answer_rows, claim_rows, fit_sparse
 from introspect_probes.strategy_fit import COVERAGE, MIN_STATES, fit_strategy, strategy_states
@@ -69,6 +70,7 @@ def train(
     probes = fit_probe_set(fit, calibration, outside, _manifest(name, manifest, inside))
     if target_risk is not None:
         probes = with_guarantee(probes, fit, load_table(promised), target_risk=target_risk, delta=delta)
+    probes = with_reference(probes, calibration)
     checkpoints = sparse_variants(probes, fit, calibration) if sparse else []
     probes = replace(probes, manifest={**probes.manifest, "sparse": {str(len(c.heads)): c.quality for c in checkpoints}})
     probes.save(out)

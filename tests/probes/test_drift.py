@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from introspect_probes.claim_probe import is_reduced
 from introspect_probes.dataset import load_table
-from introspect_probes.drift import DriftMonitor, RiskMonitor, feature_distance
-from introspect_probes.drift_study import answer_streams, delays, false_alarms
+from introspect_probes.drift import STREAMS, DriftMonitor
+from introspect_probes.drift_study import delays, false_alarms
 from introspect_probes.errors import ProbesError
 from introspect_probes.guarantee import Guarantee
-from introspect_probes.probe_set import ProbeSet
+from introspect_probes.probe_set import ProbeSet, load_probe_set
+from introspect_probes.reference_fit import answer_streams, with_reference
+from introspect_probes.risk_monitor import RiskMonitor
 from introspect_probes.traces import Trace
 
 PROMISE = Guarantee(target_risk=0.1, delta=0.1, threshold=0.8, groups=200, accepted=100, wrong=3)
@@ -71,9 +77,33 @@ def test_answers_under_the_threshold_promise_nothing() -> None:
 
 def test_streams_of_an_answer_are_its_signals(probes: ProbeSet, traces: list[Trace]) -> None:
     found = answer_streams(probes, traces[0])
-    assert set(found) == {"confidence", "hallucination_risk", "in_domain", "mean_logprob", "feature_distance"}
+    assert set(found) == set(STREAMS)
     assert found["confidence"] is not None
     assert 0 <= found["confidence"] <= 1
     tokens = load_table(traces[:1]).answers[0].tokens
-    assert found["feature_distance"] == pytest.approx(feature_distance(probes, tokens))
-    assert 0.1 < feature_distance(probes, tokens) < 5  # a few deviations at most: the fit met answers like this one
+    assert found["feature_distance"] == pytest.approx(_distance(probes, np.mean([t.heads for t in tokens], axis=0)), rel=1e-4)
+    assert 0.1 < found["feature_distance"] < 5  # a few deviations at most: the fit met answers like this one
+
+
+def _distance(probes: ProbeSet, heads: np.ndarray) -> float:
+    """Root mean square of the deviations from the fit, of those features that confidence reads."""
+    used = np.flatnonzero(probes.confidence.weight[0, : len(heads)])
+    return float(np.sqrt(np.mean(((heads - probes.confidence.mean[: len(heads)]) / probes.confidence.scale[: len(heads)])[used] ** 2)))
+
+
+def test_the_reference_is_kept_with_the_probe_set(probes: ProbeSet, traces: list[Trace], tmp_path: Path) -> None:
+    with_reference(probes, load_table(traces)).save(tmp_path)
+    kept = load_probe_set(tmp_path).reference
+    assert kept is not None
+    for reduced in (False, True):
+        own = [answer_streams(probes, t) for t in traces if is_reduced(t.prompt) is reduced]
+        values = kept.values(is_reduced=reduced)
+        assert sorted(values["confidence"]) == pytest.approx(sorted(s["confidence"] for s in own), rel=1e-6)  # type: ignore[type-var]
+        assert len(values["hallucination_risk"]) == sum(s["hallucination_risk"] is not None for s in own)
+    quiet = DriftMonitor(kept.values(is_reduced=False))
+    assert quiet.update(answer_streams(probes, traces[0])) == []
+
+
+def test_a_set_without_a_reference_has_none(probes: ProbeSet, tmp_path: Path) -> None:
+    replace(probes, reference=None).save(tmp_path)
+    assert load_probe_set(tmp_path).reference is None
