@@ -59,7 +59,7 @@ def _gains(results: Sequence[dict[str, Any]]) -> str:
         ]
         for r in results
     ]
-    return _table(head, body)
+    return markdown_table(head, body)
 
 
 def _checks(results: Sequence[dict[str, Any]]) -> str:
@@ -77,7 +77,7 @@ def _checks(results: Sequence[dict[str, Any]]) -> str:
                 f"{permuted['mean']:+.3f}, at most {permuted['largest']:+.3f}" if permuted["times"] else "-",
             ]
         )
-    return _table(head, body)
+    return markdown_table(head, body)
 
 
 def _verdict(results: Sequence[dict[str, Any]]) -> str:
@@ -121,10 +121,11 @@ def _over_seeds(results: Sequence[dict[str, Any]]) -> str:
             cells.append(with_interval([effect["mean"], effect["low"], effect["high"]], signed=True))
         good = sum(r["delta"]["lse"]["difference"][0] >= AIM and r["delta"]["lse"]["difference"][1] > 0 for r in own)
         body.append([arm, str(len(own)), *cells, f"{good} of {len(own)}"])
-    return "Random effects over model seeds:\n\n" + _table(head, body)
+    return "Random effects over model seeds:\n\n" + markdown_table(head, body)
 
 
-def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A Markdown table of a head and rows of cells."""
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *body))
 
 
@@ -150,7 +151,7 @@ def free_running_table(results: Sequence[dict[str, Any]]) -> str:
                 f"{r['confidence']['ece']:.3f}",
             ]
         )
-    return _table(head, body) + "\n\n" + " ".join(_aims(results))
+    return markdown_table(head, body) + "\n\n" + " ".join(_aims(results))
 
 
 def _aims(results: Sequence[dict[str, Any]]) -> list[str]:
