@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import IterableDataset
 from transformers import PreTrainedTokenizerFast
 
-from introspect_probes.embedded.shape import NUM_IMAGE_TOKENS
+from introspect_probes.embedded.shape import ModelShape
 from introspect_probes.embedded.tokenizer import ASSISTANT, BOS, IMAGE, USER, token_ids
 from introspect_probes.worlds.facts import RELATIONS, fact_book, syllables
 from introspect_probes.worlds.questions import ASKERS, Question, caption_of
@@ -24,22 +24,35 @@ from introspect_probes.worlds.scene import COLOR_NAMES, Scene, SceneStyle, draw_
 
 IGNORE = -100
 NUM_DIGIT_CLASSES, NUM_COLOR_CLASSES = 12, len(COLOR_NAMES) + 2
-TRAINING_MIX: dict[str, float] = {
-    "digit_at": 1.5,
-    "color_at": 0.7,
-    "where": 2.5,
-    "color_of": 2.5,
-    "digit_of": 2.0,
-    "exists": 2.0,
-    "count": 2.0,
-    "sum_row": 2.5,
-    "add_row": 1.5,
-    "fact": 1.0,
-    "fact_note": 0.6,
-}
+
+
+@dataclass(frozen=True)
+class Mix:
+    """What is asked of a scene: weights of the question types, how many questions, and how often for a description besides."""
+
+    weights: dict[str, float]
+    questions: int
+    describe_share: float
+
+
+SEARCH_MIX = Mix(
+    {
+        "digit_at": 1.5,
+        "color_at": 0.7,
+        "where": 2.5,
+        "color_of": 2.5,
+        "digit_of": 2.0,
+        "exists": 2.0,
+        "count": 2.0,
+        "sum_row": 2.5,
+        "add_row": 1.5,
+        "fact": 1.0,
+        "fact_note": 0.6,
+    },
+    questions=9,
+    describe_share=0.4,
+)
 """Mostly questions that name a thing and ask for its place, colour or number: they take longest to learn."""
-QUESTIONS_PER_IMAGE = 9
-DESCRIBE_SHARE = 0.4
 TEXT_ONLY_SHARE = 0.3
 LENGTH_STEP = 64
 """Rows are padded to a multiple of this, so that few shapes are compiled."""
@@ -99,24 +112,24 @@ def training_question(kind: str, scene: Scene, rng: np.random.Generator) -> Ques
     return Question("fact", relation.question.format(entity=entity), value, source="context", context=(*caption_of(scene), note))
 
 
-def draw_questions(scene: Scene, rng: np.random.Generator, mix: dict[str, float]) -> list[tuple[str, Question]]:
+def draw_questions(scene: Scene, rng: np.random.Generator, mix: Mix) -> list[tuple[str, Question]]:
     """The questions asked of one scene, with the mix's name of each."""
-    kinds, weights = list(mix), np.array(list(mix.values()))
-    chosen = list(rng.choice(kinds, size=QUESTIONS_PER_IMAGE, p=weights / weights.sum()))
-    if rng.random() < DESCRIBE_SHARE:
+    kinds, weights = list(mix.weights), np.array(list(mix.weights.values()))
+    chosen = list(rng.choice(kinds, size=mix.questions, p=weights / weights.sum()))
+    if rng.random() < mix.describe_share:
         chosen.append("describe")
     asked = [(kind, training_question(kind, scene, rng)) for kind in chosen]
     return [(kind, question) for kind, question in asked if question is not None]
 
 
 class Packer:
-    """Turns scenes with questions into packed batches."""
+    """Turns scenes with questions into packed batches, for a model with so many image tokens."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, image_tokens: int) -> None:
         self._tokenizer = tokenizer
         self._eos, self._pad = int(tokenizer.eos_token_id), int(tokenizer.pad_token_id)
         bos, user, image, self._assistant = token_ids(tokenizer, BOS, USER, IMAGE, ASSISTANT)
-        self._prefix = [bos, user, *[image] * NUM_IMAGE_TOKENS]
+        self._prefix = [bos, user, *[image] * image_tokens]
 
     def pack(
         self, scenes: list[Scene], questions: list[list[tuple[str, Question]]], rng: np.random.Generator, text_only_share: float = 0.0
@@ -189,9 +202,17 @@ class PackedBatches(IterableDataset[Batch]):
     """Endless training batches; batch number `step` depends on `seed` and `step` alone. Without a mix, scenes without questions."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerFast, batch_size: int, seed: int, start: int, *, mix: dict[str, float] | None, style: SceneStyle
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        shape: ModelShape,
+        batch_size: int,
+        seed: int,
+        start: int,
+        *,
+        mix: Mix | None,
+        style: SceneStyle,
     ) -> None:
-        self._packer, self._batch_size, self._seed, self._start = Packer(tokenizer), batch_size, seed, start
+        self._packer, self._batch_size, self._seed, self._start = Packer(tokenizer, shape.image_tokens), batch_size, seed, start
         self._mix, self._style = mix, style
 
     def __iter__(self) -> Iterator[Batch]:

@@ -29,7 +29,7 @@ def accuracy_by_kind(
         For each type `accuracy` and `count`, and the unweighted mean over the picture's types as `picture`.
     """
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
-    packer = Packer(AutoProcessor.from_pretrained(folder).tokenizer)
+    packer = Packer(AutoProcessor.from_pretrained(folder).tokenizer, model.config.image_seq_length)
     rng = np.random.default_rng([seed, 7])
     hits: dict[str, list[bool]] = {}
     for _ in range(0, scenes, batch_size):

@@ -1,4 +1,4 @@
-"""The embedded model's shape: a small LLaVA in Hugging Face's own classes."""
+"""Models of the world of digits: small LLaVAs in Hugging Face's own classes."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from introspect_probes.embedded.batches import Batch
-from introspect_probes.embedded.shape import IMAGE_SIZE, NUM_IMAGE_TOKENS, PATCH_SIZE
+from introspect_probes.embedded.shape import EMBEDDED, IMAGE_SIZE, ModelShape
 from introspect_probes.embedded.tokenizer import BOS, EOS, IMAGE, PAD, build_tokenizer, token_ids
 
 
-def build_processor() -> LlavaProcessor:
+def build_processor(shape: ModelShape = EMBEDDED) -> LlavaProcessor:
     """Tokenizer and image processor (the PIL one: torchvision has no CPU build to match torch's)."""
     images = CLIPImageProcessorPil(
         size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
@@ -23,25 +23,25 @@ def build_processor() -> LlavaProcessor:
     return LlavaProcessor(
         image_processor=images,
         tokenizer=tokenizer,
-        patch_size=PATCH_SIZE,
+        patch_size=shape.patch,
         vision_feature_select_strategy="default",
         chat_template=tokenizer.chat_template,
         num_additional_image_tokens=1,
     )
 
 
-def build_config() -> LlavaConfig:
-    """The configuration: 144 image tokens, 8 query heads over 4 KV heads in each of 5 layers."""
+def build_config(shape: ModelShape = EMBEDDED) -> LlavaConfig:
+    """The configuration of a shape."""
     tokenizer = build_tokenizer()
     bos, eos, pad, image = token_ids(tokenizer, BOS, EOS, PAD, IMAGE)
     text = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=192,
-        intermediate_size=448,
-        num_hidden_layers=5,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        head_dim=32,
+        hidden_size=shape.width,
+        intermediate_size=shape.inner,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
         max_position_embeddings=1024,
         tie_word_embeddings=True,
         bos_token_id=bos,
@@ -49,18 +49,18 @@ def build_config() -> LlavaConfig:
         pad_token_id=pad,
     )
     vision = CLIPVisionConfig(
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=4,
-        num_attention_heads=4,
+        hidden_size=shape.vision_width,
+        intermediate_size=shape.vision_inner,
+        num_hidden_layers=shape.vision_layers,
+        num_attention_heads=shape.vision_heads,
         image_size=IMAGE_SIZE,
-        patch_size=PATCH_SIZE,
+        patch_size=shape.patch,
     )
     return LlavaConfig(
         vision_config=vision,
         text_config=text,
         image_token_index=image,
-        image_seq_length=NUM_IMAGE_TOKENS,
+        image_seq_length=shape.image_tokens,
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
         projector_hidden_act="gelu",
@@ -68,12 +68,12 @@ def build_config() -> LlavaConfig:
     )
 
 
-def build_model() -> LlavaForConditionalGeneration:
+def build_model(shape: ModelShape = EMBEDDED) -> LlavaForConditionalGeneration:
     """The untrained model; its patch positions begin as sines and cosines of row and column."""
-    model = LlavaForConditionalGeneration(build_config())
+    model = LlavaForConditionalGeneration(build_config(shape))
     positions = model.model.vision_tower.embeddings.position_embedding.weight
     with torch.no_grad():
-        positions[1:].copy_(_grid_positions(IMAGE_SIZE // PATCH_SIZE, positions.shape[1]))
+        positions[1:].copy_(_grid_positions(shape.side, positions.shape[1]))
     return model
 
 
@@ -97,7 +97,10 @@ def forward_packed(model: LlavaForConditionalGeneration, batch: Batch) -> tuple[
     embeds = model.get_input_embeddings()(batch.tokens)
     is_image = batch.tokens == model.config.image_token_index
     embeds = embeds.masked_scatter(is_image[..., None], features.to(embeds.dtype))
+    mask = batch.mask
+    if model.config.text_config._attn_implementation == "eager":  # which adds its mask to the scores
+        mask = torch.zeros(mask.shape).masked_fill(~mask, -1e9)
     hidden = model.model.language_model(
-        inputs_embeds=embeds, attention_mask=batch.mask, position_ids=batch.positions, use_cache=False
+        inputs_embeds=embeds, attention_mask=mask, position_ids=batch.positions, use_cache=False
     ).last_hidden_state
     return model.lm_head(hidden), features

@@ -1,6 +1,55 @@
-"""The numbers that tokens and pictures of the embedded model share."""
+"""Shapes of models of the world of digits: the embedded one, and small ones of which a study can afford several."""
 
 from __future__ import annotations
 
-IMAGE_SIZE, PATCH_SIZE = 96, 8
-NUM_IMAGE_TOKENS = (IMAGE_SIZE // PATCH_SIZE) ** 2
+from dataclasses import dataclass
+
+IMAGE_SIZE = 96
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """A small LLaVA.
+
+    Attributes:
+        patch: side of a patch in pixels; a cell of the picture is 32 wide.
+        vision_width, vision_inner, vision_layers, vision_heads: of the vision tower.
+        width, inner, layers, heads, kv_heads, head_dim: of the language model.
+    """
+
+    patch: int
+    vision_width: int
+    vision_inner: int
+    vision_layers: int
+    vision_heads: int
+    width: int
+    inner: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+
+    @property
+    def side(self) -> int:
+        """Patches along a side of the picture."""
+        return IMAGE_SIZE // self.patch
+
+    @property
+    def image_tokens(self) -> int:
+        """Image tokens of a picture."""
+        return self.side**2
+
+
+_STUDY = ModelShape(
+    patch=16, vision_width=96, vision_inner=288, vision_layers=2, vision_heads=4,
+    width=128, inner=320, layers=4, heads=8, kv_heads=4, head_dim=16,
+)  # fmt: skip
+SHAPES: dict[str, ModelShape] = {
+    "embedded": ModelShape(
+        patch=8, vision_width=128, vision_inner=384, vision_layers=4, vision_heads=4,
+        width=192, inner=448, layers=5, heads=8, kv_heads=4, head_dim=32,
+    ),
+    "study": _STUDY,
+}  # fmt: skip
+"""By name. `study` has the shape of the pilot: 36 image tokens, four to a cell, about a million parameters."""
+EMBEDDED = SHAPES["embedded"]

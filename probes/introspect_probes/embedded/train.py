@@ -1,4 +1,4 @@
-"""Train the embedded model: `python -m introspect_probes.embedded.train --out DIR`.
+"""Train the embedded model: `python -m introspect_probes.embedded.train --out DIR`, or a small one with `--size study`.
 
 Two stages. First the vision tower and the projector learn dense labels (digit,
 colour and place of every cell), read *behind* the projector and along the
@@ -19,7 +19,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -37,53 +37,19 @@ from introspect_probes.embedded.batches import (
     IGNORE,
     NUM_COLOR_CLASSES,
     NUM_DIGIT_CLASSES,
-    TRAINING_MIX,
     Batch,
     PackedBatches,
 )
+from introspect_probes.embedded.checkpoints import save_checkpoint
 from introspect_probes.embedded.evaluate import accuracy_by_kind
 from introspect_probes.embedded.model import build_model, build_processor, forward_packed, image_features
-from introspect_probes.embedded.shape import IMAGE_SIZE, PATCH_SIZE
+from introspect_probes.embedded.plan import PLANS, Plan, Stage
+from introspect_probes.embedded.shape import IMAGE_SIZE
 from introspect_probes.embedded.tokenizer import token_ids
-from introspect_probes.worlds.scene import CELL_PIXELS, COLOR_NAMES, NATURAL, SceneStyle
+from introspect_probes.worlds.scene import CELL_PIXELS, COLOR_NAMES
 
-EASY = SceneStyle(clarity={"clear": 1.0}, fill=(0.7, 1.0))
-"""The first steps: well-filled, clear scenes."""
 STATE_KEYS = ("momentum_buffer",), ("step", "exp_avg", "exp_avg_sq")
 """What Muon and AdamW remember of a parameter."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Steps `start` to `stop` - 1 (a part of them, where the style changes midway): what they see and at what rate."""
-
-    number: int
-    start: int
-    stop: int
-    steps: int
-    batch: int
-    lr: float
-    mix: dict[str, float] | None
-    style: SceneStyle
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Every number of a training run."""
-
-    seed: int = 0
-    easy_steps: int = 400
-    dense_steps: int = 1400
-    joint_steps: int = 2700
-    dense_batch: int = 64
-    joint_batch: int = 24
-    dense_lr: float = 2.5e-3
-    joint_lr: float = 1.0e-3
-    min_lr_share: float = 0.03
-    warmup: int = 100
-    weight_decay: float = 0.03
-    dense_weight: float = 0.25
-    checkpoints: int = 12
 
 
 class DenseReader(nn.Module):
@@ -99,9 +65,9 @@ class DenseReader(nn.Module):
     digit_tokens: torch.Tensor
     color_tokens: torch.Tensor
 
-    def __init__(self, hidden_size: int, digit_tokens: list[int], color_tokens: list[int]) -> None:
+    def __init__(self, hidden_size: int, patch: int, digit_tokens: list[int], color_tokens: list[int]) -> None:
         super().__init__()
-        self._per_cell = CELL_PIXELS // PATCH_SIZE
+        self._per_cell = CELL_PIXELS // patch
         self._cells = IMAGE_SIZE // CELL_PIXELS
         self.digit = nn.Linear(hidden_size, NUM_DIGIT_CLASSES)
         self.color = nn.Linear(hidden_size, NUM_COLOR_CLASSES)
@@ -160,12 +126,14 @@ class Run:
     def __init__(self, plan: Plan, folder: Path) -> None:
         torch.manual_seed(plan.seed)
         self.plan, self.folder = plan, folder
-        self.model = build_model()
+        self.model = build_model(plan.shape)
         self.model.model.vision_tower.set_attn_implementation("eager")  # twice as fast to train on a CPU at this size
-        self.processor = build_processor()
+        if plan.eager:
+            self.model.model.language_model.set_attn_implementation("eager")
+        self.processor = build_processor(plan.shape)
         digit_tokens = token_ids(self.processor.tokenizer, *(f"▁{digit}" for digit in range(10)))
         color_tokens = token_ids(self.processor.tokenizer, *(f"▁{color}" for color in COLOR_NAMES))
-        self.reader = DenseReader(self.model.lm_head.in_features, digit_tokens, color_tokens)
+        self.reader = DenseReader(self.model.lm_head.in_features, plan.shape.patch, digit_tokens, color_tokens)
         self.model.model.language_model.compile(dynamic=False)
         self.model.model.vision_tower.compile(dynamic=False)
         self.step = 0
@@ -183,11 +151,6 @@ class Run:
             torch.optim.Muon(matrices.values(), weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
             torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=decay),
         ]
-
-    @property
-    def steps(self) -> int:
-        """Steps of all stages together."""
-        return self.plan.dense_steps + self.plan.joint_steps
 
     def save(self) -> None:
         """Write weights and optimiser state, atomically, so that the run can go on from here."""
@@ -231,11 +194,13 @@ class Run:
 
     def train(self, log_every: int = 50) -> None:
         """Run all remaining steps."""
-        marks = log_spaced(self.steps, self.plan.checkpoints)
-        bar = tqdm(total=self.steps, initial=self.step, desc="training", unit="step")
+        steps, marks = self.plan.steps, self.plan.marks()
+        if self.step == 0:
+            save_checkpoint(self.model, self.folder, self.step)
+        bar = tqdm(total=steps, initial=self.step, desc="training", unit="step")
         started, losses = time.perf_counter(), []
-        while self.step < self.steps:
-            stage = self.stage
+        while self.step < steps:
+            stage = self.plan.stage(self.step)
             for batch in self._batches(stage):
                 losses.append(self._update(batch, stage))
                 self.step += 1
@@ -246,29 +211,17 @@ class Run:
                     bar.set_postfix(loss=f"{mean:.3f}", stage=stage.number)
                     losses.clear()
                 if self.step in marks:
-                    self._checkpoint()
+                    save_checkpoint(self.model, self.folder, self.step)
                 if self.step % 500 == 0 or self.step == stage.stop:
                     self.seconds += time.perf_counter() - started
                     started = time.perf_counter()
                     self.save()
         bar.close()
 
-    @property
-    def stage(self) -> Stage:
-        """The stage that the next step belongs to."""
-        plan = self.plan
-        if self.step < plan.dense_steps:
-            stop = plan.easy_steps if self.step < plan.easy_steps else plan.dense_steps
-            style = EASY if self.step < plan.easy_steps else NATURAL
-            return Stage(1, 0, stop, plan.dense_steps, plan.dense_batch, plan.dense_lr, None, style)
-        return Stage(2, plan.dense_steps, self.steps, plan.joint_steps, plan.joint_batch, plan.joint_lr, TRAINING_MIX, NATURAL)
-
-    def _checkpoint(self) -> None:
-        weights = {k: v.to(torch.bfloat16).contiguous() for k, v in self.model.state_dict().items() if k != "lm_head.weight"}
-        save_file(weights, self.folder / f"checkpoint-{self.step:06d}.safetensors")
-
     def _batches(self, stage: Stage) -> Iterator[Batch]:
-        data = PackedBatches(self.processor.tokenizer, stage.batch, self.plan.seed, self.step, mix=stage.mix, style=stage.style)
+        data = PackedBatches(
+            self.processor.tokenizer, self.plan.shape, stage.batch, self.plan.seed, self.step, mix=stage.mix, style=stage.style
+        )
         loader = DataLoader(data, batch_size=None, num_workers=1, prefetch_factor=4)
         return itertools.islice(loader, stage.stop - self.step)
 
@@ -291,22 +244,22 @@ class Run:
         return float(loss.detach())
 
 
-def log_spaced(steps: int, count: int) -> set[int]:
-    """About `count` steps, evenly spaced in the logarithm, the last one included."""
-    return {round(math.exp(math.log(steps) * (i + 1) / count)) for i in range(count)}
-
-
 def main(
     out: Annotated[Path, typer.Option(help="Folder for the model, the run's state and its checkpoints.")],
+    size: Annotated[str, typer.Option(help=f"Which model: {', '.join(PLANS)}.")] = "embedded",
     seed: Annotated[int, typer.Option(help="Seed of weights and data.")] = 0,
-    dense_steps: Annotated[int, typer.Option(help="Steps of the first stage.")] = Plan.dense_steps,
-    joint_steps: Annotated[int, typer.Option(help="Steps of the second stage.")] = Plan.joint_steps,
+    dense_steps: Annotated[int | None, typer.Option(help="Steps of the first stage.", show_default="by size")] = None,
+    joint_steps: Annotated[int | None, typer.Option(help="Steps of the second stage.", show_default="by size")] = None,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
 ) -> None:
-    """Train the embedded model, evaluate it as stored, and write its training record."""
+    """Train a model, evaluate it as stored, and write its training record."""
+    if size not in PLANS:
+        raise typer.BadParameter(f"unknown size {size!r}: choose among {', '.join(PLANS)}")
     torch.set_num_threads(threads)
     out.mkdir(parents=True, exist_ok=True)
-    run = Run(Plan(seed=seed, dense_steps=dense_steps, joint_steps=joint_steps), out)
+    given = {"dense_steps": dense_steps, "joint_steps": joint_steps}
+    plan = replace(PLANS[size], seed=seed, **{name: value for name, value in given.items() if value is not None})
+    run = Run(plan, out)
     run.resume()
     run.train()
     run.export(out / "model")
