@@ -15,10 +15,10 @@ from PIL import Image
 from introspect.attention import ablated
 from introspect.engine import Engine
 from introspect.errors import HeadScoresError, RequestError
-from introspect.heads.boxes import tokens_in_box, view_of
+from introspect.heads.boxes import even, tokens_in_box, view_of
 from introspect.heads.cases import Evidence, HeadCase, read_head_cases
 from introspect.heads.rendered import rendered_cases
-from introspect.heads.scoring import _hits, rank_correlation, score_heads
+from introspect.heads.scoring import rank_correlation, score_heads
 from introspect.heads.visual_heads import VisualHeads, kv_head_scores, read_visual_heads
 from introspect.loading import HEADS_FILE, embedded_folder, fingerprint_of, load_model
 from introspect.types import Budget, Request, SamplingParams
@@ -56,14 +56,23 @@ def test_nothing_in_view_is_an_error_not_a_score(tiny_llava: TinyModel) -> None:
         score_heads(Engine(tiny_llava.loaded), [case(seed, (200, 200, 220, 220)) for seed in range(2)])
 
 
-def test_tiles_are_refused() -> None:
-
+def test_heads_of_a_tiled_model_are_scored_by_tiles_and_whole_picture() -> None:
     torch.manual_seed(0)
-    tiny = FAMILIES["llava-next"]()
-    steps = list(Engine(tiny.loaded).generate_encoded([tiny.prompt(0, max_tokens=1)]))
-
-    with pytest.raises(HeadScoresError, match="do not form one grid"):
-        list(_hits(Engine(tiny.loaded), case(0), steps, [(0, 6)]))
+    loaded = FAMILIES["idefics3"]().loaded
+    engine, cases, tokens = Engine(loaded), [], loaded.tokenizer("7", add_special_tokens=False).input_ids
+    for seed in range(8):
+        picture = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+        cases.append(HeadCase(f"case-{seed}", picture, "which digit ?", "7", (Evidence(0, 1, ((34, 2, 46, 30),)),)))
+    expected = np.zeros((loaded.num_layers, loaded.num_heads))
+    for one in cases:
+        steps = engine.score([Request.ask("r", one.question, one.image, sampling=SamplingParams(max_tokens=1))], [tokens])[0]
+        image = np.flatnonzero(steps[0].prompt.segments == Segment.IMAGE)
+        inside = image[[4, 6, 17]]  # of 2 x 2 tiles of 2 x 2 tokens: the second tile's left side; of the whole picture's 2 x 2: the second
+        heads = steps[0].heads
+        assert heads is not None
+        expected += np.isin(heads.image_argmax_position, inside) * heads.mass[..., Segment.IMAGE] / 3
+    found = score_heads(engine, cases)
+    np.testing.assert_allclose(found.scores, expected / expected.sum(), rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +86,7 @@ def test_tiles_are_refused() -> None:
     ],
 )
 def test_a_box_gives_the_tokens_it_touches(box, view, grid, expected) -> None:
-    assert tokens_in_box(box, view, grid).tolist() == expected
+    assert tokens_in_box(box, even(view, *grid)).tolist() == expected
 
 
 class Processor:
@@ -91,8 +100,8 @@ def test_what_the_model_sees_of_a_picture() -> None:
     cropping = Processor(do_center_crop=True, size={"shortest_edge": 336}, crop_size={"width": 336, "height": 336})
     assert view_of(cropping, (600, 300)) == pytest.approx((150, 0, 450, 300))
     assert view_of(Processor(do_center_crop=False), (600, 300)) == (0, 0, 600, 300)
-    with pytest.raises(HeadScoresError, match="pads"):
-        view_of(Processor(do_pad=True), (600, 300))
+    assert view_of(Processor(do_pad=True), (600, 300)) == (0, 0, 600, 300)  # between pictures of one batch
+    assert view_of(Processor(do_pad=True, pad_to_square=None), (600, 301)) == (0, -149, 600, 451)
     stretched = Processor(do_center_crop=True, size={"width": 256, "height": 256}, crop_size={"width": 224, "height": 224})
     assert view_of(stretched, (512, 256)) == (32, 16, 480, 240)
 

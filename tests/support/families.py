@@ -188,7 +188,7 @@ def _tiled(name: str, model: Any, images: Any, processor: Any = None) -> TinyMod
             [*[VISION_START, SEPARATOR, *tile] * (high * wide), VISION_START, SEPARATOR + 1, *tile, VISION_START] for high, wide in rows
         ]
 
-    return TinyModel(ready(name, model, processor), see, spans)
+    return TinyModel(ready(name, model, processor), see, spans, images=None if processor else images)
 
 
 def _idefics3() -> TinyModel:
@@ -245,7 +245,7 @@ def _mistral3() -> TinyModel:
         rows = [(int(height) // 16, int(width) // 16) for height, width in tensors["image_sizes"]]
         return [[*([*[IMAGE] * wide, SEPARATOR] * high)[:-1], VISION_END] for high, wide in rows]
 
-    return TinyModel(ready("mistral3", Mistral3ForConditionalGeneration(config)), see, spans)
+    return TinyModel(ready("mistral3", Mistral3ForConditionalGeneration(config)), see, spans, images=processor)
 
 
 FAMILIES: dict[str, Callable[[], TinyModel]] = {

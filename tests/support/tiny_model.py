@@ -33,6 +33,7 @@ class TinyModel:
         spans: from those tensors, the token ids that stand for each picture, separators and all.
         needs_kinds: the model input that tells image tokens from text, where `generate` wants it.
         sizes: width and height of the first, second and third picture.
+        images: the image processor, where no processor of the family can be built around it.
     """
 
     loaded: LoadedModel
@@ -40,6 +41,7 @@ class TinyModel:
     spans: Callable[[Tensors], list[list[int]]]
     needs_kinds: str | None = None
     sizes: tuple[tuple[int, int], ...] = SIZES
+    images: Any = None
 
     def inputs(self, seed: int, pictures: int = 1) -> Tensors:
         """Model inputs of a prompt: a text token, then two more before each picture, and twelve after the last."""

@@ -1,4 +1,4 @@
-"""From a box in the picture to the image tokens that show it."""
+"""Image tokens and the parts of a picture that they show, for pictures that a model sees whole."""
 
 from __future__ import annotations
 
@@ -7,58 +7,70 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from introspect.errors import HeadScoresError
 from introspect.heads.cases import Box
+
+Boxes = NDArray[np.float64]
+"""`[tokens, 4]`: left, top, right and bottom of what each image token shows, in pixels of the picture; NaN where it shows no part of it."""
+
+Axis = NDArray[np.float64]
+"""`[cells, 2]`: where each of a line of cells begins and ends."""
 
 _EDGE = 1e-6
 
 
-def tokens_in_box(box: Box, view: Box, grid: tuple[int, int]) -> NDArray[np.int64]:
-    """Indices (row by row) of the image tokens that a box touches.
+def tokens_in_box(box: Box, tokens: Boxes) -> NDArray[np.int64]:
+    """Ascending indices of the image tokens that share more than an edge with a box."""
+    across = np.minimum(tokens[:, 2], box[2]) - np.maximum(tokens[:, 0], box[0])
+    down = np.minimum(tokens[:, 3], box[3]) - np.maximum(tokens[:, 1], box[1])
+    return np.flatnonzero((across > _EDGE) & (down > _EDGE))
 
-    Args:
-        box: in pixels of the picture.
-        view: the part of the picture that the model gets to see, in the same pixels.
-        grid: rows and columns of its image tokens.
 
-    Returns:
-        Ascending indices; none where the box lies outside the view.
-    """
-    rows, columns = grid
+def grid(down: Axis, across: Axis) -> Boxes:
+    """The tokens of a grid row by row, from where its rows and its columns lie."""
+    rows, columns = np.repeat(down, len(across), 0), np.tile(across, (len(down), 1))
+    return np.stack([columns[:, 0], rows[:, 0], columns[:, 1], rows[:, 1]], 1)
+
+
+def axis(tiles: int, tokens: int, tile: float, token: float) -> Axis:
+    """`tiles` of `tile` pixels side by side, each with `tokens` of `token` pixels from its first pixel on."""
+    starts = (np.arange(tiles)[:, None] * tile + np.arange(tokens) * token).ravel()
+    return np.stack([starts, starts + token], 1)
+
+
+def even(view: Box, rows: int, columns: int) -> Boxes:
+    """A view cut into a grid of equal cells."""
     left, top, right, bottom = view
-    across = _touched(box[0], box[2], left, (right - left) / columns, columns)
-    down = _touched(box[1], box[3], top, (bottom - top) / rows, rows)
-    return (down[:, None] * columns + across).ravel()
+    down, across = axis(1, rows, 0, (bottom - top) / rows), axis(1, columns, 0, (right - left) / columns)
+    return grid(down + top, across + left)
 
 
-def _touched(start: float, end: float, origin: float, size: float, count: int) -> NDArray[np.int64]:
-    """Cells of a line of `count` cells that share more than an edge with `start` to `end`."""
-    first = int(np.floor((start - origin) / size + _EDGE))
-    last = int(np.ceil((end - origin) / size - _EDGE))
-    return np.arange(max(0, first), min(count, last), dtype=np.int64)
+def view_of(images: Any, size: tuple[int, int]) -> Box:
+    """The rectangle that an image processor hands on of a picture of `size` (width, height), in its pixels; may reach past its edges.
 
-
-def view_of(processor: Any, size: tuple[int, int]) -> Box:
-    """The part of a picture of `size` (width, height) that a model's image processor hands on.
-
-    Resizing keeps everything; a centre crop after resizing the shorter edge keeps the middle.
-
-    Raises:
-        HeadScoresError: the processor pads or tiles, so that tokens cannot be told from boxes.
+    LLaVA's may pad a picture to a square; resizing keeps everything; a centre crop keeps the middle.
     """
-    images = getattr(processor, "image_processor", processor)
     width, height = size
-    if getattr(images, "do_pad", None) and width != height:
-        raise HeadScoresError(f"{type(images).__name__} pads pictures, and where a box lands then is not known here")
+    left = top = 0
+    if getattr(images, "do_pad", None) and hasattr(images, "pad_to_square"):
+        longest = max(size)
+        left, top = -((longest - width) // 2), -((longest - height) // 2)
+        width = height = longest
     if not getattr(images, "do_center_crop", False):
-        return (0.0, 0.0, float(width), float(height))
-    shortest = _entry(images.size, "shortest_edge")
-    scale_x, scale_y = (shortest / min(width, height),) * 2 if shortest else (images.size["width"] / width, images.size["height"] / height)
-    wide, high = min(width, images.crop_size["width"] / scale_x), min(height, images.crop_size["height"] / scale_y)
-    left, top = (width - wide) / 2, (height - high) / 2
-    return (left, top, left + wide, top + high)
+        return (left, top, left + width, top + height)
+    wide, high = _resized(images, width, height)
+    crop_wide, crop_high = int(images.crop_size["width"]), int(images.crop_size["height"])
+    x, y = (wide - crop_wide) // 2, (high - crop_high) // 2
+    scale_x, scale_y = width / wide, height / high
+    return (left + x * scale_x, top + y * scale_y, left + (x + crop_wide) * scale_x, top + (y + crop_high) * scale_y)
 
 
-def _entry(size: Any, name: str) -> float | None:
-    value = size.get(name) if hasattr(size, "get") else getattr(size, name, None)
-    return None if value is None else float(value)
+def _resized(images: Any, width: int, height: int) -> tuple[int, int]:
+    """Width and height before the crop."""
+    if not getattr(images, "do_resize", True):
+        return width, height
+    size = dict(images.size) if isinstance(images.size, dict) else vars(images.size)
+    shortest = size.get("shortest_edge")
+    if shortest is None:
+        return int(size["width"]), int(size["height"])
+    longest = int(shortest * max(width, height) / min(width, height))
+    return (longest, int(shortest)) if width > height else (int(shortest), longest)

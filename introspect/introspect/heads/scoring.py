@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 
 from introspect.engine import Engine
 from introspect.errors import HeadScoresError
-from introspect.heads.boxes import tokens_in_box, view_of
+from introspect.heads.boxes import Boxes, tokens_in_box
 from introspect.heads.cases import HeadCase
+from introspect.heads.places import token_boxes
 from introspect.heads.visual_heads import VisualHeads
+from introspect.prompt import EncodedPrompt
 from introspect.types import Request, SamplingParams, StepTrace
 from introspect_kernels import Segment
 
@@ -50,8 +52,8 @@ def score_heads(engine: Engine, cases: Iterable[HeadCase], *, progress: Callable
     hits = np.zeros((loaded.num_layers, loaded.num_heads))
     counts, used = np.zeros(2, dtype=int), 0
     for first, batch in _batches(cases):
-        for offset, (case, steps, spans) in enumerate(_forced(engine, batch)):
-            found = list(_hits(engine, case, steps, spans))
+        for offset, (case, prompt, steps, spans) in enumerate(_forced(engine, batch)):
+            found = list(_hits(case, steps, spans, token_boxes(loaded, prompt, case.image)))
             half = (first + offset) % 2
             for hit, value in found:
                 sums[half] += value
@@ -76,33 +78,28 @@ def score_heads(engine: Engine, cases: Iterable[HeadCase], *, progress: Callable
     return VisualHeads(whole / whole.sum(), loaded.fingerprint, facts)
 
 
-def _forced(engine: Engine, cases: Sequence[HeadCase]) -> Iterator[tuple[HeadCase, list[StepTrace], list[tuple[int, int]]]]:
-    """Each case with its teacher-forced steps and the characters of each answer token."""
+def _forced(engine: Engine, cases: Sequence[HeadCase]) -> Iterator[tuple[HeadCase, EncodedPrompt, list[StepTrace], list[tuple[int, int]]]]:
+    """Each case with its prompt, its teacher-forced steps and the characters of each answer token."""
     answers = [engine.loaded.tokenizer(case.answer, add_special_tokens=False, return_offsets_mapping=True) for case in cases]
     kept = [(case, answer) for case, answer in zip(cases, answers, strict=True) if answer.input_ids]
-    requests = [
-        Request.ask(case.id, case.question, case.image, context=case.context, sampling=SamplingParams(max_tokens=len(answer.input_ids)))
+    prompts = [
+        engine.encode(
+            Request.ask(case.id, case.question, case.image, context=case.context, sampling=SamplingParams(max_tokens=len(answer.input_ids)))
+        )
         for case, answer in kept
     ]
-    if not requests:
-        return
-    scored = engine.score(requests, [answer.input_ids for _, answer in kept])
-    for (case, answer), steps in zip(kept, scored, strict=True):
-        yield case, steps, [tuple(span) for span in answer.offset_mapping]
+    scored = engine.score_encoded(prompts, [answer.input_ids for _, answer in kept])
+    for (case, answer), prompt, steps in zip(kept, prompts, scored, strict=True):
+        yield case, prompt, steps, [tuple(span) for span in answer.offset_mapping]
 
 
-def _hits(engine: Engine, case: HeadCase, steps: Sequence[StepTrace], spans: Sequence[tuple[int, int]]) -> Iterator[tuple[Floats, Floats]]:
-    """For each token with evidence, hits (0 or 1) and their values, both `[layers, heads]`."""
+def _hits(case: HeadCase, steps: Sequence[StepTrace], spans: Sequence[tuple[int, int]], shown: Boxes) -> Iterator[tuple[Floats, Floats]]:
+    """For each token with evidence, hits (0 or 1) and their values, both `[layers, heads]`; `shown` is what each image token shows."""
     prompt = steps[0].prompt
-    if len(prompt.image_grids) != 1:
-        raise HeadScoresError(
-            f"{engine.loaded.name}: its image tokens do not form one grid (tiles, or several pictures), so boxes cannot be mapped to them"
-        )
     where = np.flatnonzero(prompt.segments == Segment.IMAGE)
-    view = view_of(engine.loaded.processor, case.image.size)
     for step, (start, end) in zip(steps, spans, strict=False):
         boxes = [box for piece in case.evidence if piece.start < end and start < piece.end for box in piece.boxes]
-        parts = [tokens_in_box(box, view, prompt.image_grids[0]) for box in boxes]
+        parts = [tokens_in_box(box, shown) for box in boxes]
         tokens = where[np.unique(np.concatenate(parts))] if parts else where[:0]
         if len(tokens) and step.heads is not None:
             hit = np.isin(step.heads.image_argmax_position, tokens).astype(np.float64)
