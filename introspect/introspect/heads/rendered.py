@@ -2,71 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import lru_cache
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from introspect.heads.cases import TRANSCRIBE, Evidence, HeadCase
+from introspect.heads.scripts import Typeface, machine_fonts, typefaces
 
 SIDE = 448
 MARGIN = 12
 SIZES = (18, 24, 32, 44)
-_FONT_FOLDERS = ("/usr/share/fonts", "/usr/local/share/fonts", "/Library/Fonts", "~/.fonts", "~/.local/share/fonts", "C:/Windows/Fonts")
-_LATIN_FONTS = ("DejaVu", "Liberation", "Noto", "FreeSans", "FreeSerif", "Arial", "Times", "Georgia", "Verdana", "Ubuntu", "Roboto")
-"""Families known to hold the letters of the words below; a symbol font would draw boxes."""
 
-WORDS = (
-    "river window green market seven letter summer bridge quiet stone paper morning garden silver north engine "
-    "Straße Fenster Wasser Brücke Morgen grün Zeitung acht "
-    "fenêtre maison lumière garçon été forêt rouge neuf "
-    "ventana árbol niño puerta verde camino diez ciudad "
-    "finestra libro città giallo strada mattina vento cento"
-).split()
+fonts = machine_fonts
 
 
-def rendered_cases(n: int, seed: int = 0) -> Iterator[HeadCase]:
-    """`n` pictures of one to six lines of words and numbers, in Pillow's own font and whatever Latin TrueType fonts are found.
+def rendered_cases(n: int, seed: int = 0, faces: Sequence[Typeface] = ()) -> Iterator[HeadCase]:
+    """`n` pictures of one to six lines of words and numbers, each picture in one script, font and size.
 
-    The same seed gives the same pictures on a machine with the same fonts.
+    The same seed gives the same pictures with the same fonts.
+
+    Args:
+        n: how many.
+        seed: which.
+        faces: from `typefaces`; Latin letters in the fonts at hand without. About half of the pictures are in Latin letters.
     """
+    chosen = list(faces) or typefaces(scripts=["latin"])
+    scripts = sorted({face.script for face in chosen} - {"latin"})
+    if any(face.script == "latin" for face in chosen):
+        scripts += ["latin"] * max(1, len(scripts))
     for index in range(n):
         rng = np.random.default_rng([seed, index])
-        yield _draw(f"rendered-{seed}-{index}", rng)
+        script = scripts[int(rng.integers(len(scripts)))]
+        mine = [face for face in chosen if face.script == script]
+        yield _draw(f"rendered-{seed}-{index}", rng, mine[int(rng.integers(len(mine)))])
 
 
-@lru_cache(maxsize=1)
-def fonts() -> tuple[str, ...]:
-    """Paths of Latin TrueType fonts of this machine, in order of name; Pillow's own font comes on top."""
-    found = {path for folder in _FONT_FOLDERS for path in Path(folder).expanduser().rglob("*.ttf") if path.stem.startswith(_LATIN_FONTS)}
-    regular = [p for p in found if not any(part in p.stem for part in ("Emoji", "Math", "Symbol", "CJK"))]
-    return tuple(sorted(map(str, regular), key=lambda name: (Path(name).name, name)))[:24]
+def _word(rng: np.random.Generator, words: Sequence[str]) -> str:
+    return str(int(rng.integers(10, 9999))) if rng.random() < 0.3 else words[int(rng.integers(len(words)))]
 
 
-def _font(rng: np.random.Generator) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    choices = (None, *fonts())
-    chosen, size = choices[int(rng.integers(len(choices)))], int(rng.choice(SIZES))
-    return ImageFont.load_default(size) if chosen is None else ImageFont.truetype(chosen, size)
-
-
-def _word(rng: np.random.Generator) -> str:
-    return str(int(rng.integers(10, 9999))) if rng.random() < 0.3 else WORDS[int(rng.integers(len(WORDS)))]
-
-
-def _draw(name: str, rng: np.random.Generator) -> HeadCase:
+def _draw(name: str, rng: np.random.Generator, face: Typeface) -> HeadCase:
     background, ink = (int(rng.integers(200, 256)), int(rng.integers(0, 90)))
     picture = Image.new("RGB", (SIDE, SIDE), (background,) * 3)
-    canvas, font = ImageDraw.Draw(picture), _font(rng)
-    _, top, _, bottom = canvas.textbbox((0, 0), "Ég", font=font)
-    step = int((bottom - top) * 1.5) + 2
+    canvas, font = ImageDraw.Draw(picture), face.at(int(rng.choice(SIZES)))
+    _, top, _, bottom = canvas.textbbox((0, 0), "9" + "".join(face.words), font=font)
+    step = int((bottom - top) * 1.3) + 2
     y, lines, text = MARGIN + int(rng.integers(0, 40)), int(rng.integers(1, 7)), ""
     evidence: list[Evidence] = []
     for _ in range(lines):
         x = float(MARGIN + int(rng.integers(0, 60)))
         while True:
-            word = _word(rng)
+            word = _word(rng, face.words)
             box = canvas.textbbox((x, y), word, font=font)
             if box[2] > SIDE - MARGIN or box[3] > SIDE - MARGIN:
                 break
