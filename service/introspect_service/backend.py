@@ -6,7 +6,8 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from introspect.async_engine import AsyncEngine
+import torch
+
 from introspect.engine import Engine
 from introspect.errors import IntrospectError
 from introspect.heads.visual_heads import kv_head_scores
@@ -17,9 +18,13 @@ from introspect_probes.errors import ProbesError
 from introspect_probes.probe_set import ProbeSet, load_probe_set
 from introspect_probes.training_free import TrainingFree
 from introspect_service.errors import ServiceError
+from introspect_service.following import FollowedEngine
 from introspect_service.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+SMALL = 30_000_000
+"""Parameters of a model below which one thread is used on a CPU. The embedded one has four million, and decodes twice as fast so."""
 
 StartError = (ServiceError, IntrospectError, ProbesError)
 """What `load_backend` raises where settings and what they name do not fit; the message says what to do."""
@@ -30,7 +35,7 @@ class Backend:
     """A loaded model and who scores its answers."""
 
     model: LoadedModel
-    engine: AsyncEngine
+    engine: FollowedEngine
     scorer: ProbeSet | TrainingFree
     feature_schema: str
 
@@ -49,7 +54,20 @@ def load_backend(settings: Settings) -> Backend:
     model = load_model(settings.model, device=settings.device, heads=Path(settings.heads) if settings.heads else None)
     if get_policy(policy).needs_head_scores:
         kv_head_scores(model)
-    return Backend(model, AsyncEngine(Engine(model, max_batch=settings.max_batch)), choose_scorer(model, settings), feature_schema_hash())
+    use_threads(model, settings.threads)
+    engine = FollowedEngine(Engine(model, max_batch=settings.max_batch))
+    return Backend(model, engine, choose_scorer(model, settings), feature_schema_hash())
+
+
+def use_threads(model: LoadedModel, threads: int | None) -> None:
+    """Let torch compute with so many threads; with one where `model` is small and nobody says.
+
+    Threads of a small operator wait for each other longer than they compute, and with Python's threads for the cores.
+    """
+    if threads is None and model.device.type == "cpu" and sum(p.numel() for p in model.model.parameters()) < SMALL:
+        threads = 1
+    if threads is not None:
+        torch.set_num_threads(threads)
 
 
 def choose_scorer(model: LoadedModel, settings: Settings) -> ProbeSet | TrainingFree:

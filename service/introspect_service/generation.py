@@ -72,35 +72,53 @@ class Ended:
 Progress = Begun | Token | Ended
 
 
-def generate_answer(engine: Generates, scorer: Scores, request: Request) -> Generator[Progress, None, None]:
-    """Run one request.
+class Unfolding:
+    """One answer, step by step: what each step lets be said for good.
 
     A token's signal rests on the row of the next step too, so each token is
     held back by one step and comes out with its final signal.
 
+    Args:
+        scorer: whose signals they are.
+    """
+
+    def __init__(self, scorer: Scores) -> None:
+        self._scorer, self._started = scorer, time.perf_counter()
+        self._session: Session | None = None
+        self._held: Token | None = None
+        self._text, self._count = "", 0
+
+    def take(self, step: StepTrace) -> list[Progress]:
+        """`Begun` with the first step, then a `Token` one step after it was chosen, and `Ended` with the closing step."""
+        said: list[Progress] = []
+        if self._session is None:
+            self._session = self._scorer.session(step.prompt, provisional=False)
+            said.append(Begun(step.prompt))
+        signals = self._session.step(step)
+        held, self._held = self._held, None
+        if held is not None:
+            said.append(held if signals.revised is None else replace(held, signal=signals.revised))
+        self._text += step.text
+        if step.finish_reason is None:
+            self._count += 1
+            self._held = Token(step, signals.current or TokenSignal(step.index, None, None, None, is_final=False))
+        else:
+            seconds = time.perf_counter() - self._started
+            signal = self._session.finish()
+            said.append(Ended(step.prompt, self._text, step.text, self._count, step.finish_reason, signal, seconds, step))
+        return said
+
+
+def generate_answer(engine: Generates, scorer: Scores, request: Request) -> Generator[Progress, None, None]:
+    """Run one request.
+
     Yields:
-        `Begun`, each `Token`, and `Ended`. Closing the iterator frees the engine's memory.
+        `Begun`, each `Token`, and `Ended`; see `Unfolding`. Closing the iterator frees the engine's memory.
 
     Raises:
         RequestError: the request cannot be served; before anything is yielded.
     """
-    started = time.perf_counter()
-    session: Session | None = None
-    held: Token | None = None
-    text, count = "", 0
+    answer = Unfolding(scorer)
     with closing(cast("Generator[StepTrace, None, None]", engine.generate([request]))) as steps:
         for step in steps:
-            if session is None:
-                session = scorer.session(step.prompt, provisional=False)
-                yield Begun(step.prompt)
-            said = session.step(step)
-            if held is not None:
-                yield held if said.revised is None else replace(held, signal=said.revised)
-                held = None
-            text += step.text
-            if step.finish_reason is None:
-                count += 1
-                held = Token(step, said.current or TokenSignal(step.index, None, None, None, is_final=False))
-            else:
-                seconds = time.perf_counter() - started
-                yield Ended(step.prompt, text, step.text, count, step.finish_reason, session.finish(), seconds, step)
+            yield from answer.take(step)

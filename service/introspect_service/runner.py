@@ -1,4 +1,8 @@
-"""Several answers at once: requests wait in a bounded line, and what they yield goes to the event loop."""
+"""Several answers at once: requests wait in a bounded line, their steps are scored, and what they yield goes to the event loop.
+
+One thread begins requests, one scores the steps of all of them. More threads would not make more of it: each would
+wait for Python's one lock, and the engine's thread for each of them.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +11,17 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import partial
+from typing import Literal, Protocol
 
 from introspect.errors import RequestError
-from introspect.types import Request
+from introspect.types import Request, StepTrace
 from introspect_service.errors import QueueFullError
-from introspect_service.generation import Ended, Generates, Progress, Scores, generate_answer
+from introspect_service.generation import Ended, Progress, Scores, Unfolding
 
 logger = logging.getLogger(__name__)
 
@@ -33,18 +39,44 @@ class Failed:
 Listener = Callable[[Progress | Failed], None]
 
 
-@dataclass
+class Follows(Protocol):
+    """The part of `following.FollowedEngine` that is used here."""
+
+    def follow(self, request: Request, sink: Callable[[StepTrace | Exception], None]) -> Callable[[], None]:
+        """Run a request; gives what ends it."""
+        ...
+
+
+@dataclass(eq=False)
 class Ticket:
-    """A request in the runner's hands."""
+    """A request in the runner's hands.
+
+    Attributes:
+        request: what is asked.
+        listener: hears of it.
+        scorer: scores it.
+        on_cancel: is called once, when nobody waits for it any more.
+        answer: as far as it has come; nothing while it waits.
+        leave: ends it in the engine.
+        is_over: its listener has heard the last of it.
+        began: when its turn came.
+    """
 
     request: Request
     listener: Listener
     scorer: Scores
+    on_cancel: Callable[[Ticket], None]
+    answer: Unfolding | None = None
+    leave: Callable[[], None] | None = None
+    is_over: bool = False
+    began: float = 0.0
     _left: threading.Event = field(default_factory=threading.Event)
 
     def cancel(self) -> None:
-        """Nobody waits for this answer any more; it ends before its next token."""
-        self._left.set()
+        """Nobody waits for this answer any more; it ends at once."""
+        if not self._left.is_set():
+            self._left.set()
+            self.on_cancel(self)
 
     @property
     def cancelled(self) -> bool:
@@ -53,22 +85,30 @@ class Ticket:
 
 
 class Runner:
-    """Runs up to `max_batch` requests at once, each scored on a thread of its own while the engine decodes them together.
+    """Runs up to `max_batch` requests at once, which the engine decodes together.
 
     Args:
-        engine: makes the steps; asked from several threads.
+        engine: makes the steps.
         queue_depth: how many requests may wait.
         max_batch: how many run at once.
     """
 
-    def __init__(self, engine: Generates, *, queue_depth: int, max_batch: int = 1) -> None:
-        self._engine = engine
-        self._waiting: queue.Queue[Ticket | None] = queue.Queue()
-        self._depth, self._count, self._running = queue_depth, 0, 0
+    def __init__(self, engine: Follows, *, queue_depth: int, max_batch: int = 1) -> None:
+        self._engine, self._depth, self._most = engine, queue_depth, max_batch
+        self._line: queue.SimpleQueue[Ticket | None] = queue.SimpleQueue()
+        self._heard: queue.SimpleQueue[tuple[Ticket, StepTrace | Exception | None] | None] = queue.SimpleQueue()
+        self._places = threading.Semaphore(max_batch)
         self._lock = threading.Lock()
+        self._tickets: set[Ticket] = set()
+        self._running = 0
         self._closing = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._threads = [threading.Thread(target=self._run, name=f"introspect-answer-{n}", daemon=True) for n in range(max_batch)]
+        self._said: deque[tuple[Listener, Progress | Failed]] = deque()
+        self._is_calling = False
+        self._threads = [
+            threading.Thread(target=self._begin_all, name="introspect-begin", daemon=True),
+            threading.Thread(target=self._score_all, name="introspect-score", daemon=True),
+        ]
         self._mean_seconds = 1.0
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -90,7 +130,7 @@ class Runner:
     @property
     def waiting(self) -> int:
         """How many requests wait, the running ones aside."""
-        return max(0, self._count - self._running)
+        return max(0, len(self._tickets) - self._running)
 
     def check_room(self, wanted: int = 1) -> None:
         """Cheap test before a request's pictures are decoded, and whether all its choices find a place.
@@ -98,9 +138,9 @@ class Runner:
         Raises:
             QueueFullError: `wanted` requests would be refused now.
         """
-        places = len(self._threads)
-        if self._count + wanted > self._depth + places:
-            raise QueueFullError(max(1, round(self._mean_seconds * self._count / places)))
+        count = len(self._tickets)
+        if count + wanted > self._depth + self._most:
+            raise QueueFullError(max(1, round(self._mean_seconds * count / self._most)))
 
     def submit(self, request: Request, listener: Listener, scorer: Scores) -> Ticket:
         """Put a request in line, to be scored by `scorer`; its listener hears `Progress` and, where it is not completed, `Failed`.
@@ -108,60 +148,108 @@ class Runner:
         Raises:
             QueueFullError: too many wait already.
         """
+        ticket = Ticket(request, listener, scorer, lambda ticket: self._heard.put((ticket, None)))
         with self._lock:
             self.check_room()
-            self._count += 1
-        ticket = Ticket(request, listener, scorer)
-        self._waiting.put(ticket)
+            self._tickets.add(ticket)
+        self._line.put(ticket)
         return ticket
 
     def close(self, seconds: float = 5.0) -> None:
-        """End the running answers at their next token, fail those that wait, and join the threads."""
+        """End the running answers, fail those that wait, and join the threads."""
         self._closing.set()
-        for _ in self._threads:
-            self._waiting.put(None)
+        with self._lock:
+            tickets = list(self._tickets)
+        for ticket in tickets:
+            self._heard.put((ticket, None))
+        self._heard.put(None)
+        self._line.put(None)
+        self._places.release()  # where a request waits for one
         until = time.monotonic() + seconds
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join(max(0.0, until - time.monotonic()))
 
-    def _run(self) -> None:
-        while (ticket := self._waiting.get()) is not None:
+    def _begin_all(self) -> None:
+        while (ticket := self._line.get()) is not None:
+            self._places.acquire()
             with self._lock:
+                if ticket.is_over:  # given up while it waited
+                    self._places.release()
+                    continue
+                ticket.answer, ticket.began = Unfolding(ticket.scorer), time.perf_counter()
                 self._running += 1
             try:
-                self._serve(ticket)
-            finally:
-                with self._lock:
-                    self._count -= 1
-                    self._running -= 1
+                leave = self._engine.follow(ticket.request, partial(self._hear, ticket))
+            except Exception as problem:  # noqa: BLE001 - told to its client
+                self._hear(ticket, problem)
+                continue
+            self._followed(ticket, leave)
 
-    def _serve(self, ticket: Ticket) -> None:
-        started = time.perf_counter()
+    def _followed(self, ticket: Ticket, leave: Callable[[], None]) -> None:
+        """The engine has it now; or has it for nothing, where it was given up meanwhile."""
+        with self._lock:
+            ticket.leave = leave
+            is_over = ticket.is_over
+        if is_over:
+            leave()
+
+    def _hear(self, ticket: Ticket, event: StepTrace | Exception) -> None:
+        self._heard.put((ticket, event))
+
+    def _score_all(self) -> None:
+        while (item := self._heard.get()) is not None:
+            ticket, event = item
+            if not ticket.is_over:
+                self._take(ticket, event)
+
+    def _take(self, ticket: Ticket, event: StepTrace | Exception | None) -> None:
+        """The next thing that became of an answer; nothing where somebody only says that it is to end."""
         try:
-            self._relay(ticket)
+            if ticket.cancelled or self._closing.is_set():
+                why = "the server is shutting down" if self._closing.is_set() else "the client left"
+                self._end(ticket, Failed("cancelled", why))
+            elif isinstance(event, Exception):
+                raise event
+            elif event is not None and ticket.answer is not None:
+                for progress in ticket.answer.take(event):
+                    if isinstance(progress, Ended):
+                        self._end(ticket, progress)
+                    else:
+                        self._tell(ticket, progress)
         except RequestError as error:
-            self._tell(ticket, Failed("invalid_request", str(error)))
+            self._end(ticket, Failed("invalid_request", str(error)))
         except Exception:  # one request's failure must not end the thread that serves others
             logger.exception("request %s failed", ticket.request.id)
-            self._tell(ticket, Failed("internal_error", "the server failed"))
-        self._mean_seconds += 0.2 * (time.perf_counter() - started - self._mean_seconds)
+            self._end(ticket, Failed("internal_error", "the server failed"))
 
-    def _relay(self, ticket: Ticket) -> None:
-        if not self._stopped(ticket):
-            with closing(generate_answer(self._engine, ticket.scorer, ticket.request)) as answer:
-                for progress in answer:
-                    self._tell(ticket, progress)
-                    if isinstance(progress, Ended):
-                        return
-                    if self._stopped(ticket):
-                        break
-        self._tell(ticket, Failed("cancelled", "the server is shutting down" if self._closing.is_set() else "the client left"))
-
-    def _stopped(self, ticket: Ticket) -> bool:
-        return ticket.cancelled or self._closing.is_set()
+    def _end(self, ticket: Ticket, last: Ended | Failed) -> None:
+        with self._lock:
+            ticket.is_over = True
+            self._tickets.discard(ticket)
+            if ticket.answer is not None:
+                self._running -= 1
+            leave = ticket.leave
+        if ticket.answer is not None:
+            self._mean_seconds += 0.2 * (time.perf_counter() - ticket.began - self._mean_seconds)
+            self._places.release()
+        if leave is not None:
+            leave()
+        self._tell(ticket, last)
 
     def _tell(self, ticket: Ticket, what: Progress | Failed) -> None:
-        if self._loop is not None and not self._loop.is_closed():
+        """Let the event loop know; it is woken once for all that is said before it wakes."""
+        self._said.append((ticket.listener, what))
+        if not self._is_calling and self._loop is not None and not self._loop.is_closed():
+            self._is_calling = True
             with suppress(RuntimeError):  # the loop closed in between: nobody is left to tell
-                self._loop.call_soon_threadsafe(ticket.listener, what)
+                self._loop.call_soon_threadsafe(self._hand_over)
+
+    def _hand_over(self) -> None:
+        self._is_calling = False  # before the first is taken: what is said from now on wakes the loop again
+        while self._said:
+            listener, what = self._said.popleft()
+            try:
+                listener(what)
+            except Exception:  # others are still to be told
+                logger.exception("a listener failed")

@@ -36,6 +36,8 @@ class Settings(BaseSettings):
         port: port to listen on; 0 lets the system choose.
         model: `embedded`, a local folder, or a hub id.
         device: torch device of the model.
+        threads: threads that torch computes with on a CPU; where absent one for a small model, which more would only slow down,
+            and as many as torch chooses for others.
         probes: `embedded` (used where it fits the model), `off`, or the folder of a probe set.
         allow_mismatch: score with a probe set that was not fitted for the model; every output says so.
         probe_folder: whose subfolders are probe sets that may be loaded while the service runs; none where absent.
@@ -84,6 +86,7 @@ class Settings(BaseSettings):
     port: Port = 8000
     model: Annotated[str, Field(min_length=1)] = "embedded"
     device: str = "cpu"
+    threads: Annotated[int, Field(ge=1, le=1_024)] | None = None
     probes: Annotated[str, Field(min_length=1)] = "embedded"
     allow_mismatch: bool = False
     probe_folder: str | None = None

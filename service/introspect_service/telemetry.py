@@ -23,9 +23,9 @@ from opentelemetry.util.types import AttributeValue
 from introspect.types import Request
 from introspect_probes.signals import AnswerSignal
 from introspect_service.errors import ServiceError
-from introspect_service.generation import Begun, Ended, Generates, Progress, Scores, Token
+from introspect_service.generation import Begun, Ended, Progress, Scores, Token
 from introspect_service.limits import ASGIApp, Receive, Scope, Send
-from introspect_service.runner import Failed, Listener, Runner, Ticket
+from introspect_service.runner import Failed, Follows, Listener, Runner, Ticket
 
 _NAME = "introspect_service"
 EVALUATION = "gen_ai.evaluation.result"
@@ -154,7 +154,7 @@ class TracedRunner(Runner):
         model: the model's name.
     """
 
-    def __init__(self, engine: Generates, *, queue_depth: int, max_batch: int, telemetry: Telemetry, model: str) -> None:
+    def __init__(self, engine: Follows, *, queue_depth: int, max_batch: int, telemetry: Telemetry, model: str) -> None:
         super().__init__(engine, queue_depth=queue_depth, max_batch=max_batch)
         self._telemetry, self._model = telemetry, model
 

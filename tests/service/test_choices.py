@@ -191,11 +191,12 @@ class FailsLate:
     def __init__(self, engine):
         self.engine = engine
 
-    def generate(self, requests):
-        for number, step in enumerate(self.engine.generate(requests)):
-            if number == 3 and requests[0].id.endswith("-1"):
-                raise RuntimeError("secret")
-            yield step
+    def follow(self, request, sink):
+        def break_at_the_fourth(event):
+            broken = request.id.endswith("-1") and getattr(event, "index", None) == 3
+            sink(RuntimeError("secret") if broken else event)
+
+        return self.engine.follow(request, break_at_the_fourth)
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -195,12 +195,12 @@ class Gate:
     def __init__(self, engine):
         self.engine, self.open, self.entered, self.problem = engine, threading.Event(), threading.Event(), None
 
-    def generate(self, requests):
+    def follow(self, request, sink):
         self.entered.set()
         self.open.wait(20)
         if self.problem is not None:
             raise self.problem
-        yield from self.engine.generate(requests)
+        return self.engine.follow(request, sink)
 
 
 @pytest.fixture
