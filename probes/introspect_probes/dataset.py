@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from introspect_probes.features import TokenFeatures, kind_features, token_featu
 from introspect_probes.interventions import strategy_of
 from introspect_probes.probe_set import answer_features
 from introspect_probes.signals import STRATEGIES
+from introspect_probes.token_store import TokenStore
 from introspect_probes.traces import UNKNOWN, Trace
 from introspect_probes.training_free import SCORES, Words
 
@@ -74,7 +75,7 @@ class Answer:
     """One answer: what the confidence probe needs to know of it."""
 
     trace: Trace
-    tokens: tuple[TokenFeatures, ...]
+    tokens: Sequence[TokenFeatures]
     scores: dict[str, float]
 
 
@@ -138,24 +139,54 @@ def load_table(traces: Iterable[Trace], total: int | None = None) -> Table:
     Raises:
         TraceError: a trace holds a statistic that is not finite, or two have one id; the message names it.
     """
-    answers: list[Answer] = []
-    rows: list[dict[str, object]] = []
-    unlabelled: list[str] = []
-    seen: set[str] = set()
+    builder = TableBuilder()
     for trace in tqdm(traces, total=total, desc="reading traces", unit="answer", leave=False):
-        if trace.id in seen:
+        builder.add(trace)
+    return builder.table()
+
+
+class TableBuilder:
+    """A table made trace by trace.
+
+    Args:
+        store: with one, only what a fit reads stays in memory: tokens' features go there, and the answers' traces are
+            kept without steps, hidden states and pictures. What is left is a row of features a claim, and the prompts.
+    """
+
+    def __init__(self, store: TokenStore | None = None) -> None:
+        self._store = store
+        self._answers: list[Answer] = []
+        self._rows: list[dict[str, object]] = []
+        self._unlabelled: list[str] = []
+        self._seen: set[str] = set()
+
+    def add(self, trace: Trace) -> None:
+        """Take one trace.
+
+        Raises:
+            TraceError: see `load_table`.
+        """
+        if trace.id in self._seen:
             raise TraceError(f"the trace {trace.id} occurs twice; give each folder once, and cases of one id to one folder")
-        seen.add(trace.id)
+        self._seen.add(trace.id)
         if trace.correct == UNKNOWN:
-            unlabelled.append(trace.id)
-            continue
+            self._unlabelled.append(trace.id)
+            return
         tokens = _tokens(trace)
         if not tokens:
-            continue
+            return
         words = Words(trace.steps)
-        answers.append(Answer(trace, tuple(tokens), {name: score(words) for name, score in SCORES.items()}))
-        rows += _claim_rows(trace, tokens, len(answers) - 1)
-    return Table(tuple(answers), _stack(rows), tuple(unlabelled))
+        scores = {name: score(words) for name, score in SCORES.items()}
+        self._rows += _claim_rows(trace, tokens, len(self._answers))
+        if self._store is None:
+            self._answers.append(Answer(trace, tuple(tokens), scores))
+        else:
+            light = replace(trace, steps=(), hidden=None, picture=None)
+            self._answers.append(Answer(light, self._store.keep(tokens), scores))
+
+    def table(self) -> Table:
+        """What was taken so far."""
+        return Table(tuple(self._answers), _stack(self._rows), tuple(self._unlabelled))
 
 
 def _tokens(trace: Trace) -> list[TokenFeatures]:

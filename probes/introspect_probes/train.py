@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from introspect.provenance import provenance
-from introspect.types import PromptInfo
+from introspect.types import EffectiveBudget, PromptInfo
 from introspect_kernels import feature_schema_hash
 from introspect_probes.card import card
 from introspect_probes.checkpoint import Checkpoint
-from introspect_probes.dataset import Claims, Table, empty_claims, load_table
+from introspect_probes.dataset import Claims, Table, TableBuilder, empty_claims, load_table
 from introspect_probes.domain_fit import fit_domain
 from introspect_probes.errors import FitError
 from introspect_probes.fitting import FOLDS, fit_budgeted_platt, fit_logistic
@@ -27,10 +28,11 @@ from introspect_probes.linear import BudgetedPlatt, LinearProbe, Platt
 from introspect_probes.parts import OUTSIDE_KIND, common_manifest, is_promised, part_of
 from introspect_probes.probe_set import FORMAT, ProbeSet
 from introspect_probes.published import published_confidence, published_risks, risk_logits
-from introspect_probes.reference_fit import with_reference
+from introspect_probes.reference_fit import MOST, with_reference
 from introspect_probes.risk_fit import fit_claims
 from introspect_probes.sparse import answer_rows, claim_rows, fit_sparse
 from introspect_probes.strategy_fit import COVERAGE, MIN_STATES, fit_strategy, strategy_states
+from introspect_probes.token_store import TokenStore
 from introspect_probes.traces import Trace, matcher_of
 
 _UNCALIBRATED = BudgetedPlatt(Platt(-1.0, 0.0), Platt(-1.0, 0.0))
@@ -59,25 +61,62 @@ def train(
         TraceError: a folder holds no readable traces.
     """
     manifest = common_manifest(folders)
-    traces = [t for t in chain.from_iterable(read_labelled(f) for f in folders) if part_of(t) != "test"]
-    inside = [t for t in traces if t.kind != OUTSIDE_KIND]
-    outside = [t for t in traces if t.kind == OUTSIDE_KIND]
-    parts = {part: [t for t in inside if part_of(t) == part] for part in ("fit", "calibration")}
-    promised = [t for t in parts["calibration"] if target_risk is not None and is_promised(t)]
-    held = [t for t in parts["calibration"] if target_risk is None or not is_promised(t)]
-    fit, calibration = load_table(parts["fit"]), load_table(held)
-    check_tables(fit, calibration)
-    probes = fit_probe_set(fit, calibration, outside, _manifest(name, manifest, inside))
-    if target_risk is not None:
-        probes = with_guarantee(probes, fit, load_table(promised), target_risk=target_risk, delta=delta)
-    probes = with_reference(probes, calibration)
-    checkpoints = sparse_variants(probes, fit, calibration) if sparse else []
+    with TokenStore() as store:
+        read = read_parts(folders, store, has_promise=target_risk is not None)
+        check_tables(read.fit, read.calibration)
+        probes = fit_probe_set(read.fit, read.calibration, read.outside, _manifest(name, manifest, read.budgets))
+        if target_risk is not None:
+            probes = with_guarantee(probes, read.fit, read.promised, target_risk=target_risk, delta=delta)
+        probes = with_reference(probes, load_table(_drawn_again(folders, read.calibration)))
+        checkpoints = sparse_variants(probes, read.fit, read.calibration) if sparse else []
     probes = replace(probes, manifest={**probes.manifest, "sparse": {str(len(c.heads)): c.quality for c in checkpoints}})
     probes.save(out)
     for checkpoint in checkpoints:
         checkpoint.save(out / f"checkpoint-{len(checkpoint.heads)}.json")
     (out / "card.md").write_text(card(probes), encoding="utf-8")
     return probes
+
+
+@dataclass(frozen=True)
+class Read:
+    """What a fit reads of trace folders, by part; `promised` is the guarantee's share of the calibration part."""
+
+    fit: Table
+    calibration: Table
+    promised: Table
+    outside: list[Trace]
+    budgets: list[EffectiveBudget]
+
+
+def read_parts(folders: Sequence[Path], store: TokenStore, *, has_promise: bool) -> Read:
+    """Read folders once, trace by trace; what stays in memory is a row of features a claim, and the prompts.
+
+    Raises:
+        TraceError: a folder holds no readable traces, or a trace holds a statistic that is not finite.
+    """
+    fit, calibration, promised = (TableBuilder(store) for _ in range(3))
+    outside: list[Trace] = []
+    budgets: list[EffectiveBudget] = []
+    traces = chain.from_iterable(read_labelled(folder) for folder in folders)
+    for trace in tqdm(traces, desc="reading traces", unit="answer", leave=False):
+        part = part_of(trace)
+        if part == "test":
+            continue
+        if trace.kind == OUTSIDE_KIND:
+            outside.append(replace(trace, steps=(), hidden=None, picture=None))
+            continue
+        budgets.append(trace.prompt.budget)
+        (fit if part == "fit" else promised if has_promise and is_promised(trace) else calibration).add(trace)
+    return Read(fit.table(), calibration.table(), promised.table(), outside, budgets)
+
+
+def _drawn_again(folders: Sequence[Path], calibration: Table, seed: int = 0) -> Iterator[Trace]:
+    """Some answers of a table whose steps were not kept, read once more: for a reference there need not be all of them."""
+    rng = np.random.default_rng(seed)
+    ids = np.array([a.trace.id for a in calibration.answers])
+    kinds = [np.flatnonzero(calibration.reduced == reduced) for reduced in (False, True)]
+    drawn = {str(ids[i]) for rows in kinds for i in rng.permutation(rows)[:MOST]}
+    return (trace for folder in folders for trace in read_labelled(folder) if trace.id in drawn)
 
 
 def sparse_variants(probes: ProbeSet, fit: Table, calibration: Table) -> list[Checkpoint]:
@@ -197,8 +236,7 @@ def _fit_confidence(table: Table, risks: NDArray[np.float64]) -> LinearProbe:
     return fit_logistic(features, labels, groups, what="confidence")[0]
 
 
-def _manifest(name: str, traces: dict[str, Any], inside: list[Trace]) -> dict[str, Any]:
-    budgets = [t.prompt.budget for t in inside]
+def _manifest(name: str, traces: dict[str, Any], budgets: Sequence[EffectiveBudget]) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "name": name,
