@@ -24,7 +24,8 @@ def kernel_only(
     model: Annotated[
         list[str] | None,
         typer.Option(
-            help="A model seed: a folder or hub id; it must know the world of digits. May be given again.", show_default="embedded"
+            help="A model seed: a training run's folder, a model's folder or hub id; it must know the world of digits. May be given again.",
+            show_default="embedded",
         ),
     ] = None,
     arm: Annotated[list[str] | None, typer.Option(help="An arm; may be given again.", show_default="all")] = None,
@@ -72,6 +73,63 @@ def free_running(
     except (IntrospectError, ProbesError) as problem:
         _fail(str(problem))
     typer.echo(free_running_table(results))
+
+
+@study.command("attack")
+def attack(
+    *,
+    out: Annotated[Path, typer.Option(help="The folder of the result files, one a model and setting.", file_okay=False)],
+    traces: Annotated[list[Path], typer.Option(help="A folder that the probe set was fitted on; may be given again.", file_okay=False)],
+    probes: Annotated[str, typer.Option(help="The folder of a probe set of the embedded model, or embedded.")] = "embedded",
+    setting: Annotated[list[str] | None, typer.Option(help="A setting; may be given again.", show_default="all")] = None,
+    steps: Annotated[int, typer.Option(help="Updates of the fine-tuning that hides.", min=1)] = 300,
+    weight: Annotated[float, typer.Option(help="Of hiding, beside right answers.", min=0)] = 1.0,
+    n: Annotated[int, typer.Option(help="Test cases an arm.", min=10)] = 400,
+    seed: Annotated[int, typer.Option(help="Which cases.", min=0)] = 303,
+    work: Annotated[Path, typer.Option(help="Where the model and recorded traces are kept.", file_okay=False)] = Path(
+        "runs/studies/attack"
+    ),
+) -> None:
+    """The embedded model fine-tuned to hide its image attention: what frozen probes then say, and whether drift is told."""
+    from introspect.errors import IntrospectError
+    from introspect_probes.errors import ProbesError
+    from introspect_probes.probe_set import load_probe_set
+    from introspect_probes.studies.attack import SETTINGS, attack_table
+    from introspect_probes.studies.attack import attack as run
+    from introspect_probes.studies.hiding import Hiding
+
+    try:
+        plan, settings = Hiding(steps=steps, weight=weight), setting or list(SETTINGS)
+        results = run(out, load_probe_set(probes), traces, plan=plan, n=n, settings=settings, seed=seed, work=work)
+    except (IntrospectError, ProbesError) as problem:
+        _fail(str(problem))
+    typer.echo(attack_table(results))
+
+
+@study.command("learning-state")
+def learning_state(
+    *,
+    out: Annotated[Path, typer.Option(help="The folder of the result files, one a run.", file_okay=False)],
+    runs: Annotated[
+        list[Path], typer.Option(help="A finished training run of one plan; give three or more.", file_okay=False, exists=True)
+    ],
+    fit: Annotated[int, typer.Option(help="Items that probes are fitted on, a run and checkpoint.", min=20)] = 200,
+    test: Annotated[int, typer.Option(help="Items that they are judged on, a checkpoint.", min=20)] = 600,
+    heads: Annotated[int, typer.Option(help="Pictures by which heads are scored, a checkpoint.", min=2)] = 200,
+    seed: Annotated[int, typer.Option(help="Which items.", min=0)] = 404,
+    work: Annotated[Path, typer.Option(help="Where recorded rows are kept.", file_okay=False)] = Path("runs/studies/learning-state"),
+) -> None:
+    """Which wrong items will be right at the end of training, told from head statistics at its checkpoints."""
+    from introspect.errors import IntrospectError
+    from introspect_probes.errors import ProbesError
+    from introspect_probes.studies.learning_state import learning_state as run
+    from introspect_probes.studies.learning_table import learning_state_table
+
+    try:
+        results = run(out, runs, fit=fit, test=test, heads=heads, seed=seed, work=work)
+    except (IntrospectError, ProbesError) as problem:
+        _fail(str(problem))
+    typer.echo(learning_state_table(results))
 
 
 def _fail(message: str) -> NoReturn:
