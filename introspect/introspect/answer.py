@@ -9,6 +9,7 @@ from typing import cast
 
 import torch
 
+from introspect.detokenizing import Detokenizer
 from introspect.errors import IntrospectError, RequestError
 from introspect.loading import LoadedModel
 from introspect.pool import Runs
@@ -48,6 +49,7 @@ class Answer:
     finish: FinishReason | None = None
     keeps: bool = False
     _draw: float | None = None
+    _said: Detokenizer | None = None
 
     def __post_init__(self) -> None:
         """The query of the last prompt token is the first one that is decoded."""
@@ -129,7 +131,9 @@ class Answer:
         What may be the beginning of a stop string is held back until it is known not to be.
         """
         stop = self.prompt.request.sampling.stop
-        text: str = loaded.tokenizer.decode(self.tokens, skip_special_tokens=True)
+        if self._said is None:
+            self._said = Detokenizer(loaded.tokenizer)
+        text = self._said(self.tokens)
         if text.endswith("\ufffd") and not is_last:  # bytes of an unfinished character: wait for the rest
             return False
         found = [at for s in stop if (at := text.find(s)) >= 0]
