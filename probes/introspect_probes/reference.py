@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from introspect_probes.errors import ProbesError
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -35,5 +37,13 @@ class Reference:
 
     @classmethod
     def from_arrays(cls, streams: tuple[str, ...], arrays: Mapping[str, NDArray[np.float32]]) -> Reference:
-        """What `arrays` gave."""
-        return cls(streams, arrays["reference/whole"], arrays["reference/reduced"])
+        """What `arrays` gave.
+
+        Raises:
+            ProbesError: the arrays do not have a column for each stream.
+        """
+        whole, reduced = arrays["reference/whole"], arrays["reference/reduced"]
+        for rows in (whole, reduced):
+            if rows.ndim != 2 or rows.shape[1] != len(streams):
+                raise ProbesError(f"the reference of a probe set has {len(streams)} streams, but an array of shape {rows.shape}")
+        return cls(streams, whole, reduced)

@@ -60,7 +60,7 @@ async def _begin(chat: ChatRequest, completion_id: str, service: Service, reques
     check_counts(chat, service.settings)
     # Before the pictures are decoded: the client waits for that too.
     heard = [_listeners(service, request_id, choice_id(completion_id, index)) for index in range(chat.choices)]
-    scorer = service.probes.scorer  # for good: what is accepted now keeps it
+    scorer, drift = service.probes.scorer, service.probes.drift  # for good: what is accepted now keeps them
     try:
         service.runner.check_room(chat.choices)
         fetched = await _fetch(chat, service)
@@ -70,7 +70,7 @@ async def _begin(chat: ChatRequest, completion_id: str, service: Service, reques
         service.runner.check_room(len(requests))  # nothing is awaited from here on: all of them are taken, or none
         publishers = [_publisher(service, each.id, scorer.name) for each in requests]
         others = [
-            (service.records.listener(each.id, publisher), *listeners)
+            (service.records.listener(each.id, publisher), drift.hear, *listeners)
             for each, publisher, listeners in zip(requests, publishers, heard, strict=True)
         ]
         return Run(publishers, lambda index, listener: service.runner.submit(requests[index], listener, scorer), others)

@@ -113,6 +113,7 @@ class _Now(Collector):
         scorer = GaugeMetricFamily("introspect_probe_set_info", "1; who scores new answers.", labels=["id", "probe_set"])
         scorer.add_metric([self._probes.active, self._probes.scorer.name or ""], 1)
         yield scorer
+        yield from self._drift()
         yield CounterMetricFamily("introspect_probe_set_changes", "Probe sets made active.", value=self._probes.changes)
         yield CounterMetricFamily("introspect_events_published", "Events that the stream's server confirmed.", value=counters.published)
         yield CounterMetricFamily("introspect_event_writes_failed", "Batches that could not be written.", value=counters.failed_writes)
@@ -132,3 +133,18 @@ class _Now(Collector):
             ("event_streams_open", "Event streams that are open.", self._viewers.count),
         ):
             yield GaugeMetricFamily(f"introspect_{name}", words, value=value)
+
+    def _drift(self) -> Iterator[Metric]:
+        """Of each stream that is watched; no samples where none is."""
+        labels = ["stream", "cache"]
+        alarms = CounterMetricFamily("introspect_drift_alarms", "Changes told in a stream of the answers.", labels=labels)
+        recent = GaugeMetricFamily("introspect_drift_recent", "Mean of the stream over the last answers.", labels=labels)
+        usual = GaugeMetricFamily("introspect_drift_reference", "Mean of the stream over the calibration's answers.", labels=labels)
+        for kind in self._probes.drift.report().kinds or ():
+            for stream in kind.streams:
+                place = [stream.name, kind.cache]
+                alarms.add_metric(place, stream.alarms)
+                usual.add_metric(place, stream.reference)
+                if stream.recent is not None:
+                    recent.add_metric(place, stream.recent)
+        yield from (alarms, recent, usual)

@@ -9,6 +9,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
 from introspect_probes.probe_set import ProbeSet
+from introspect_service.drift_watch import DriftReport
 from introspect_service.errors import ErrorBody
 from introspect_service.operator_key import OperatorDep
 from introspect_service.probe_sets import NAME, ProbeSets
@@ -61,6 +62,12 @@ async def probe_sets(service: ServiceDep) -> ProbeSetList:
     """The probe sets that can be chosen."""
     probes = service.probes
     return ProbeSetList(data=[_card(probes, name) for name in await asyncio.to_thread(probes.ids)])
+
+
+@router.get("/drift")
+async def drift(service: ServiceDep) -> DriftReport:
+    """Whether answers still look like those that the active probe set was calibrated on, since it became active."""
+    return service.probes.drift.report()
 
 
 @router.post("", dependencies=[OperatorDep], responses=_ERRORS)

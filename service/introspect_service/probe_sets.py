@@ -18,6 +18,7 @@ from introspect_probes.probe_set import ProbeSet, load_probe_set
 from introspect_probes.scoring import Scorer
 from introspect_probes.training_free import TrainingFree
 from introspect_service.backend import Backend
+from introspect_service.drift_watch import DriftWatch
 from introspect_service.errors import ApiError
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ class ProbeSets:
         self._fixed: dict[str, Scorer] = {INITIAL: backend.scorer, OFF: TrainingFree(backend.model, "probes are off")}
         self._loaded: OrderedDict[str, Scorer] = OrderedDict()
         self._loading = threading.Lock()
-        self._active: tuple[str, Scorer] = (INITIAL, backend.scorer)
+        self._active: tuple[str, Scorer, DriftWatch] = (INITIAL, backend.scorer, DriftWatch(backend.scorer))
         self.changes = 0
 
     @property
@@ -61,6 +62,11 @@ class ProbeSets:
     def scorer(self) -> Scorer:
         """What an answer that is accepted now is scored with."""
         return self._active[1]
+
+    @property
+    def drift(self) -> DriftWatch:
+        """What watches the answers of the active set; each time that one is made active it begins anew."""
+        return self._active[2]
 
     def ids(self) -> list[str]:
         """All that can be made active, the fixed ones first. Reads the folder."""
@@ -101,7 +107,7 @@ class ProbeSets:
         """
         scorer = self.held(name) or self.load(name)
         with self._loading:
-            self._active = (name, scorer)
+            self._active = (name, scorer, DriftWatch(scorer))
             self.changes += 1
         logger.info("new answers are scored with probe set %s (%s)", name, scorer.name or "training-free scores")
 

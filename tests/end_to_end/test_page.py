@@ -9,10 +9,16 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
+
+from introspect_probes.drift import STREAMS
+from introspect_probes.probe_set import load_probe_set
+from introspect_probes.reference import Reference
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-c", "from introspect_service.cli import app; app(prog_name='introspect')"]
@@ -30,10 +36,12 @@ def free_port():
 
 
 @pytest.fixture(scope="module")
-def url():
-    """`introspect serve` as a process."""
-    port, redis_port = free_port(), free_port()
-    arguments = [*COMMAND, "serve", "--port", str(port), "--redis-port", str(redis_port)]
+def url(tmp_path_factory):
+    """`introspect serve` as a process, with the embedded probe set and a reference for drift that is known here."""
+    port, redis_port, probes = free_port(), free_port(), tmp_path_factory.mktemp("probes")
+    usual = np.random.default_rng(0).normal(0.25, 0.01, (100, len(STREAMS))).astype(np.float32)
+    replace(load_probe_set(), reference=Reference(STREAMS, usual, usual[:0])).save(probes)
+    arguments = [*COMMAND, "serve", "--port", str(port), "--redis-port", str(redis_port), "--probes", str(probes)]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT) as process:
         try:
             assert "service" in process.stdout.readline()
@@ -275,6 +283,15 @@ def test_feedback_is_given_with_a_click(described):
     described.one("#feedback [data-label=wrong]").click()
     described.until(lambda: "published on the stream" in described.one("#feedback-says").text)
     assert "stored" not in described.one("#feedback-says").text
+
+
+def test_drift_is_shown_beside_what_is_usual(described):
+    described.until(lambda: described.all("#drift-rows tr"))
+    watched = httpx.get(f"{described.url}/v1/probes/drift", timeout=30).json()
+    shown = [[cell.text for cell in row.find_elements("css selector", "td")] for row in described.all("#drift-rows tr")]
+    confidence = next(stream for stream in watched["kinds"][0]["streams"] if stream["name"] == "confidence")
+    assert shown[0] == ["confidence", "kept whole", "0.25", f"{confidence['recent']:.2f}", str(confidence["answers"]), "none"]
+    assert described.one("#drift-state").text.startswith("no change told in ")
 
 
 def test_other_clients_answers_show_live_and_can_be_opened(page, url):

@@ -15,6 +15,7 @@ from introspect_probes.drift_study import delays, false_alarms
 from introspect_probes.errors import ProbesError
 from introspect_probes.guarantee import Guarantee
 from introspect_probes.probe_set import ProbeSet, load_probe_set
+from introspect_probes.reference import Reference
 from introspect_probes.reference_fit import answer_streams, with_reference
 from introspect_probes.risk_monitor import RiskMonitor
 from introspect_probes.traces import Trace
@@ -107,3 +108,9 @@ def test_the_reference_is_kept_with_the_probe_set(probes: ProbeSet, traces: list
 def test_a_set_without_a_reference_has_none(probes: ProbeSet, tmp_path: Path) -> None:
     replace(probes, reference=None).save(tmp_path)
     assert load_probe_set(tmp_path).reference is None
+
+
+def test_a_reference_without_a_column_for_each_stream_is_refused() -> None:
+    arrays = {"reference/whole": np.zeros((3, 2), np.float32), "reference/reduced": np.zeros((3, 1), np.float32)}
+    with pytest.raises(ProbesError, match=r"2 streams, but an array of shape \(3, 1\)"):
+        Reference.from_arrays(("a", "b"), arrays)

@@ -37,7 +37,7 @@ def test_every_documented_route_is_fuzzed(operations):
         "POST /v1/chat/completions", "GET /v1/models", "GET /v1/models/{model}", "GET /v1/introspection/{completion_id}",
         "GET /v1/introspection/{completion_id}/answer", "GET /v1/introspection/{completion_id}/heads",
         "GET /v1/introspection/{completion_id}/events", "POST /v1/introspection/{completion_id}/feedback", "GET /metrics", "GET /livez",
-        "GET /readyz", "GET /v1/probes", "POST /v1/probes", "POST /v1/probes/active",
+        "GET /readyz", "GET /v1/probes", "GET /v1/probes/drift", "POST /v1/probes", "POST /v1/probes/active",
     } == set(operations)  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import { answer, getJson, postJson, setKey } from "./api.js";
 import { byId, el, percent } from "./dom.js";
+import { showDrift, watchDrift } from "./drift.js";
 import { showFacts, showGauge, showKept } from "./gauge.js";
 import { HeadMap, showOverlay } from "./heads.js";
 import { Live } from "./live.js";
@@ -84,6 +85,7 @@ async function ask() {
       if (chunk.introspection) warnOutside(chunk.introspection);
     }
     await showReport(id);
+    showDrift();
   } catch (problem) {
     if (state.abort !== abort) return; // asked again since
     if (abort.signal.aborted) say("stopped");
@@ -226,6 +228,7 @@ byId("key-row").addEventListener("submit", (event) => {
   complain("");
   begin();
   live.controller?.abort();
+  showDrift();
 });
 byId("theme").addEventListener("click", () => {
   const root = document.documentElement;
@@ -237,3 +240,4 @@ window.addEventListener("resize", () => state.report && drawTimeline());
 picture.offerSamples();
 begin();
 live.run();
+watchDrift();
