@@ -11,29 +11,30 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from introspect_kernels.decode.cpu_products import add_values, scores_of, widen
-from introspect_kernels.decode.cpu_scalars import FAST, ZERO, exponential
+from introspect_kernels.decode.cpu_products import add_values, scores_of
+from introspect_kernels.decode.cpu_scalars import FAST, ZERO, exponential, larger
 from introspect_kernels.segments import NUM_SEGMENTS, Segment
 from introspect_kernels.statistics import WINDOW
 
 REST, IMAGE_PART = 0, 1
 LARGEST, TOTAL, TIMES_SCORE, SQUARED, DISTANCE, WINDOWED, SELF, PREVIOUS, SUMS = range(9)
-TILE = 32  # entries made fp32 together: they stay in the first-level cache
 _IMAGE = int(Segment.IMAGE)
 _WINDOW = np.int32(WINDOW)
 _LOWEST = np.float32(-np.inf)
+_NO_SQUARE = np.float32(1e-18)  # squares of what is less are hardly numbers any more, and processors slow at them
+_STRETCH = 64  # entries looked at together
 
 
 # These loop over whole arrays, slices where it is a part: of an index that might be negative Numba makes a choice, and does
 # not vectorise.
 
 
-@njit(fastmath={*FAST, "nnan"})
+@njit
 def _largest(scores: Any) -> Any:
     """The largest of some scores; anything if one is NaN, which the sums then show."""
     found = _LOWEST
     for j in range(scores.shape[0]):
-        found = max(found, scores[j])
+        found = larger(found, scores[j])
     return found
 
 
@@ -70,24 +71,37 @@ def _add_sums(e: Any, position: Any, query: Any, sums: Any) -> None:
     """What else is summed of e, but for what only the last entries can tell (`_add_near`)."""
     squared, distance = ZERO, ZERO
     for j in range(e.shape[0]):
-        squared += e[j] * e[j]
+        held = e[j] if e[j] > _NO_SQUARE else ZERO
+        squared += held * held
         distance += e[j] * np.float32(query - position[j])
     sums[SQUARED] += squared
     sums[DISTANCE] += distance
 
 
 @njit
-def _pieces(segment: Any, first: int, count: int, ends: Any) -> int:
+def _pieces(segment: Any, ends: Any) -> int:
     """Where the segment changes: the pieces' ends go to `ends`; returns how many pieces there are, 0 if a segment is none."""
-    found = 0
-    for j in range(count):
-        if segment[first + j] >= NUM_SEGMENTS:
-            return 0
-        if j and segment[first + j] != segment[first + j - 1]:
-            ends[found] = j
-            found += 1
+    count, found, largest = segment.shape[0], 0, segment[0]
+    for begin in range(0, count - 1, _STRETCH):
+        end = min(begin + _STRETCH, count - 1)
+        if _is_one(segment[begin : end + 1]):
+            continue
+        for j in range(begin, end):
+            if segment[j] != segment[j + 1]:
+                ends[found] = j + 1
+                found += 1
+                largest = max(largest, segment[j + 1])
     ends[found] = count
-    return found + 1
+    return found + 1 if largest < NUM_SEGMENTS else 0
+
+
+@njit
+def _is_one(segment: Any) -> Any:
+    """Whether all entries are of the first one's segment. Looking at all vectorises, stopping does not."""
+    differ = np.uint8(0)
+    for j in range(segment.shape[0]):
+        differ |= segment[j] ^ segment[0]
+    return differ == 0
 
 
 @njit
@@ -96,7 +110,9 @@ def _add_near(e: Any, position: Any, first: int, count: int, query: Any, segment
 
     It is e at s = q and at s = q - 1, and the windowed distance, which is the window's width for all others.
     """
-    sums[:, :, WINDOWED] = _WINDOW * sums[:, :, TOTAL]
+    for g in range(e.shape[0]):
+        for part in range(2):
+            sums[g, part, WINDOWED] = _WINDOW * sums[g, part, TOTAL]
     for j in range(count - 1, -1, -1):
         far = query - position[first + j]
         if far >= _WINDOW:
@@ -121,7 +137,6 @@ def attend_chunk(
     query: Any,
     measure: bool,
     e: Any,
-    rows: Any,
     ends: Any,
     sums: Any,
     mass: Any,
@@ -142,7 +157,6 @@ def attend_chunk(
         query: int32, the query's token index.
         measure: whether statistics are wanted; the output is the same to the bit without.
         e: fp32 `[group, >= count]`: afterwards e^(score - largest of its part).
-        rows: fp32 `[TILE, head_dim]`, scratch, for keys in half precision that several heads read; `[0, 0]` if unused.
         ends: int64 `[>= count]`, scratch.
         sums: fp32 `[group, 2, SUMS]`, written, for the rest and for the image.
         mass: fp32 `[group, 6]`, written: sum e per segment, relative to the largest of the segment's part.
@@ -154,16 +168,10 @@ def attend_chunk(
         Whether every entry's segment is one.
     """
     group = q.shape[0]
-    pieces = _pieces(segment, first, count, ends)
+    pieces = _pieces(segment[first : first + count], ends)
     if not pieces:
         return False
-    if rows.shape[0]:
-        for j in range(0, count, TILE):
-            some = min(TILE, count - j)
-            widen(k, first + j, some, rows)
-            scores_of(q, rows, 0, some, e, j)
-    else:
-        scores_of(q, k, first, count, e, 0)
+    scores_of(q, k, first, count, e)
     sums[:, :, :] = ZERO
     sums[:, :, LARGEST], sums[:, :, SELF:] = _LOWEST, np.float32(np.nan)
     mass[:, :], out[:, :, :], best[:, :], retained[:] = ZERO, ZERO, -1, 0
@@ -192,13 +200,7 @@ def attend_chunk(
             if measure:
                 _add_sums(e[g, low:high], position[first + low : first + high], query, sums[g, part])
             sums[g, part, TOTAL] += total
-        if rows.shape[0]:
-            for j in range(low, high, TILE):
-                some = min(TILE, high - j)
-                widen(v, first + j, some, rows)
-                add_values(e, j, rows, 0, some, out[part])
-        else:
-            add_values(e, low, v, first + low, high - low, out[part])
+        add_values(e, low, v, first + low, high - low, out[part])
         low = high
     if measure:
         _add_near(e, position, first, count, query, segment, sums)

@@ -32,7 +32,7 @@ _LSE, _ENTROPY, _SUM_SQ, _MAX_PROB, _IMAGE_ENTROPY, _IMAGE_MAX, _IMAGE_SHARE, _S
 
 
 @njit(error_model="numpy")  # 0 / 0 is NaN, not an error
-def combine_head(chunks: int, g: int, measure: bool, sums: Any, out: Any, joined: Any, whole: Any, image: Any) -> float:
+def combine_head(chunks: int, g: int, measure: bool, sums: Any, out: Any, weights: Any, joined: Any, whole: Any, image: Any) -> float:
     """The normalised output and the joined sums of one query head.
 
     Args:
@@ -41,6 +41,7 @@ def combine_head(chunks: int, g: int, measure: bool, sums: Any, out: Any, joined
         measure: whether statistics are wanted.
         sums: `[chunks, group, 2, SUMS]`, as `attend_chunk` leaves them.
         out: `[chunks, 2, group, head_dim]`, likewise.
+        weights: fp64 `[chunks, 2]`, written: what the e of a chunk's part weigh relative to the whole's largest score.
         joined: fp64 `[2, SUMS]`, written: `WHOLE` and `INSIDE`.
         whole: fp32 `[head_dim]`, written: the output.
         image: fp32 `[head_dim]`, scratch.
@@ -58,16 +59,22 @@ def combine_head(chunks: int, g: int, measure: bool, sums: Any, out: Any, joined
     whole[:], image[:] = np.float32(0), np.float32(0)
     for c in range(chunks):
         for part in range(2):
-            weight = _add(joined[WHOLE], sums[c, g, part])
-            sink = image if part == IMAGE_PART else whole
-            for i in range(whole.shape[0]):
-                sink[i] += weight * out[c, part, g, i]
+            weights[c, part] = _weight(sums[c, g, part], joined[WHOLE])
+            _add_scaled(image if part == IMAGE_PART else whole, np.float32(weights[c, part]), out[c, part, g])
+            _add(joined[WHOLE], sums[c, g, part], weights[c, part])
         if measure:
-            _add(joined[INSIDE], sums[c, g, IMAGE_PART])
+            _add(joined[INSIDE], sums[c, g, IMAGE_PART], _weight(sums[c, g, IMAGE_PART], joined[INSIDE]))
     share = np.float32(1.0 / joined[WHOLE, TOTAL]) if joined[WHOLE, TOTAL] != 0 else np.float32(np.nan)
     for i in range(whole.shape[0]):
         whole[i] = (whole[i] + image[i]) * share if chunks else np.float32(0)
     return _norm(image) * share / _norm(whole) if measure else np.nan
+
+
+@njit
+def _add_scaled(total: Any, weight: Any, x: Any) -> None:
+    """`total += weight x`."""
+    for i in range(total.shape[0]):
+        total[i] += weight * x[i]
 
 
 @njit(fastmath=FAST)
@@ -80,9 +87,8 @@ def _norm(x: Any) -> float:
 
 
 @njit
-def _add(joined: Any, sums: Any) -> Any:
-    """Add one part of one chunk; returns what its e weigh relative to the whole's largest score."""
-    weight = _weight(sums, joined)
+def _add(joined: Any, sums: Any, weight: float) -> None:
+    """Add the sums of one part of one chunk, whose e weigh that much."""
     for at in (SELF, PREVIOUS):
         if not np.isnan(sums[at]):
             joined[at] = weight * float(sums[at]) + (0.0 if np.isnan(joined[at]) else joined[at])
@@ -93,12 +99,11 @@ def _add(joined: Any, sums: Any) -> Any:
         joined[SQUARED] += weight * weight * float(sums[SQUARED])
         joined[DISTANCE] += weight * float(sums[DISTANCE])
         joined[WINDOWED] += weight * float(sums[WINDOWED])
-    return np.float32(weight)
 
 
 @njit
 def _weight(sums: Any, joined: Any) -> float:
-    """e^(largest - the whole's largest); zero where there is nothing but what is masked."""
+    """e^(largest - the largest of all); zero where there is nothing but what is masked."""
     return 0.0 if sums[LARGEST] == -np.inf else math.exp(float(sums[LARGEST]) - joined[LARGEST])
 
 
@@ -135,13 +140,13 @@ def write_reals(joined: Any, output_share: float, empty: bool, has_image: bool, 
 
 
 @njit
-def write_masses(chunks: int, g: int, sums: Any, mass: Any, joined: Any, masses: Any) -> None:
+def write_masses(chunks: int, g: int, weights: Any, mass: Any, joined: Any, masses: Any) -> None:
     """The share of each segment, of one head.
 
     Args:
         chunks: how many the run has.
         g: which head of the group.
-        sums: see `combine_head`.
+        weights: see `combine_head`.
         mass: `[chunks, group, 6]`, as `attend_chunk` leaves it.
         joined: see `combine_head`.
         masses: fp32 `[6]`, written; NaN without entries.
@@ -149,8 +154,7 @@ def write_masses(chunks: int, g: int, sums: Any, mass: Any, joined: Any, masses:
     for s in range(NUM_SEGMENTS):
         total = 0.0
         for c in range(chunks):
-            part = IMAGE_PART if s == _IMAGE else REST
-            total += _weight(sums[c, g, part], joined[WHOLE]) * float(mass[c, g, s])
+            total += weights[c, IMAGE_PART if s == _IMAGE else REST] * float(mass[c, g, s])
         masses[s] = total / joined[WHOLE, TOTAL] if joined[WHOLE, TOTAL] != 0 else np.nan
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numba import carray, njit
 
 from introspect_kernels.decode.cpu_call import BAD_SEGMENT, NEXT, STATUS, Call, chunk_size, scratch_arrays
-from introspect_kernels.decode.cpu_chunk import IMAGE_PART, LARGEST, REST, SUMS, TILE, TOTAL, attend_chunk
+from introspect_kernels.decode.cpu_chunk import IMAGE_PART, REST, SUMS, TOTAL, attend_chunk
 from introspect_kernels.decode.cpu_combine import WHOLE, best_of, combine_head, write_masses, write_reals
 from introspect_kernels.decode.cpu_scalars import address, as_float, take_next
 from introspect_kernels.decode.packing import INDICES, REALS
@@ -45,7 +45,6 @@ def attend(tag: Any, call: Call, scratch: Any, fields: int) -> None:
     sums, mass, out, kept, best, retained = scratch_arrays(call, scratch)
     scaled = np.empty((group, head_dim), np.float32)
     fleeting = np.empty((group, 0 if call.keep else call.size), np.float32)
-    rows = np.empty((TILE if group > 1 and tag.itemsize == 2 else 0, head_dim), np.float32)
     ends = np.empty(call.size, np.int64)
     mine = take_next(fields + 8 * NEXT)
     item = 0
@@ -69,7 +68,6 @@ def attend(tag: Any, call: Call, scratch: Any, fields: int) -> None:
                     query[run // call.kv_heads],
                     call.measure != 0,
                     kept[run, c] if call.keep else fleeting,
-                    rows,
                     ends,
                     sums[run, c],
                     mass[run, c],
@@ -95,26 +93,25 @@ def finish(call: Call, scratch: Any) -> None:
     indices = carray(address(call.indices), (_NUM_INDICES, measured, group), np.int32)
     kinds = carray(address(call.retained), (measured, NUM_SEGMENTS), np.int32)
     joined, image = np.empty((2, SUMS), np.float64), np.empty(head_dim, np.float32)
-    shares = np.empty((call.chunks, group, 2), np.float32)
+    weights, shares = np.empty((call.chunks, 2), np.float64), np.empty((call.chunks, group, 2), np.float32)
     for run in range(runs):
         size = chunk_size(np.int64(length[run]))
         chunks = (length[run] + size - 1) // size
         if call.measure:
             kinds[run] = 0
             for c in range(chunks):
-                kinds[run] += retained[run, c]
+                for s in range(NUM_SEGMENTS):
+                    kinds[run, s] += retained[run, c, s]
         for g in range(group):
-            share = combine_head(chunks, g, call.measure != 0, sums[run], parts[run], joined, out[run, g], image)
+            share = combine_head(chunks, g, call.measure != 0, sums[run], parts[run], weights, joined, out[run, g], image)
             if call.measure:
                 write_reals(joined, share, chunks == 0, kinds[run, _IMAGE] > 0, reals[:, run, g])
-                write_masses(chunks, g, sums[run], masses[run], joined, mass[run, g])
+                write_masses(chunks, g, weights, masses[run], joined, mass[run, g])
                 indices[0, run, g], indices[1, run, g] = best_of(chunks, g, sums[run], best[run])
             if call.keep:
                 for c in range(chunks):
                     for part in range(2):
-                        largest = float(sums[run, c, g, part, LARGEST])
-                        weight = 0.0 if largest == -np.inf else np.exp(largest - joined[WHOLE, LARGEST])
-                        shares[c, g, part] = weight / joined[WHOLE, TOTAL]
+                        shares[c, g, part] = weights[c, part] / joined[WHOLE, TOTAL]
         if call.keep:
             _spread(call, run, chunks, size, kept[run], shares)
 

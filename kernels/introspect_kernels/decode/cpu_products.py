@@ -1,111 +1,176 @@
 """The two products of decode attention, a few query heads with many entries; compiled by Numba.
 
-Two heads and four entries at a time: what is read of one serves the other. Rows that come later are asked for early;
-without that, reading and computing take their times one after the other.
+What is read of a key or a value is made fp32 once and serves several heads; the sums of a few heads and entries stay in
+registers. Rows that come later are asked for early: without that, reading and computing take their times one after the other.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from numba import njit
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
-from introspect_kernels.decode.cpu_scalars import FAST, ZERO, as_float, prefetch
+from introspect_kernels.decode.cpu_scalars import ZERO, as_float
+from introspect_kernels.decode.cpu_vectors import (
+    HEADS_AT_ONCE,
+    INT,
+    LANES,
+    ROWS_AT_ONCE,
+    VECTOR,
+    ZEROS,
+    Rows,
+    ask_for,
+    four_sums,
+    number,
+    plus_product,
+    store,
+    wide,
+)
 
 _AHEAD = 16  # rows
 _LINE = 64  # bytes
+_TILE = 64  # entries whose values are read in one go, part of a row after part: they stay in the first-level cache
 
 
-@njit(inline="always")
-def _ask_for(x: Any, row: int) -> None:
-    """Ask for four rows."""
-    begin = x.ctypes.data + row * x.strides[0]
-    for byte in range(0, 4 * x.strides[0], _LINE):
-        prefetch(begin + byte)
-
-
-@njit(fastmath=FAST)
-def scores_of(q: Any, k: Any, first: int, count: int, scores: Any, at: int) -> None:
-    """`scores[g, at + j] = q[g] . k[first + j]`.
+@njit
+def scores_of(q: Any, k: Any, first: int, count: int, scores: Any) -> None:
+    """`scores[g, j] = q[g] . k[first + j]`.
 
     Args:
         q: fp32 `[group, head_dim]`, scaled.
         k: `[slots, >= head_dim]`, any type that `as_float` takes.
         first: first row of k.
         count: rows.
-        scores: fp32 `[group, >= at + count]`, written.
-        at: first column.
+        scores: fp32 `[group, >= count]`, written.
     """
     group, head_dim = q.shape
-    fours, twos = count - count % 4, group - group % 2
-    for j in range(0, fours, 4):
-        row = first + j
-        _ask_for(k, row + _AHEAD)
-        for g in range(0, twos, 2):
-            a0, a1, a2, a3 = ZERO, ZERO, ZERO, ZERO
-            b0, b1, b2, b3 = ZERO, ZERO, ZERO, ZERO
-            for i in range(head_dim):
-                a, b = q[g, i], q[g + 1, i]
-                k0, k1, k2, k3 = as_float(k[row, i]), as_float(k[row + 1, i]), as_float(k[row + 2, i]), as_float(k[row + 3, i])
-                a0 += a * k0
-                a1 += a * k1
-                a2 += a * k2
-                a3 += a * k3
-                b0 += b * k0
-                b1 += b * k1
-                b2 += b * k2
-                b3 += b * k3
-            scores[g, at + j], scores[g, at + j + 1], scores[g, at + j + 2], scores[g, at + j + 3] = a0, a1, a2, a3
-            scores[g + 1, at + j], scores[g + 1, at + j + 1], scores[g + 1, at + j + 2], scores[g + 1, at + j + 3] = b0, b1, b2, b3
-        for g in range(twos, group):
-            a0, a1, a2, a3 = ZERO, ZERO, ZERO, ZERO
-            for i in range(head_dim):
-                a = q[g, i]
-                a0 += a * as_float(k[row, i])
-                a1 += a * as_float(k[row + 1, i])
-                a2 += a * as_float(k[row + 2, i])
-                a3 += a * as_float(k[row + 3, i])
-            scores[g, at + j], scores[g, at + j + 1], scores[g, at + j + 2], scores[g, at + j + 3] = a0, a1, a2, a3
+    fours, whole = count - count % ROWS_AT_ONCE, head_dim - head_dim % LANES
+    for j in range(0, fours, ROWS_AT_ONCE):
+        g = 0
+        while g + HEADS_AT_ONCE <= group:
+            _score(HEADS_AT_ONCE, ROWS_AT_ONCE, g == 0, q, g, k, first + j, whole, scores, j)
+            g += HEADS_AT_ONCE
+        if g + 3 == group:
+            _score(3, ROWS_AT_ONCE, g == 0, q, g, k, first + j, whole, scores, j)
+        elif g + 2 == group:
+            _score(2, ROWS_AT_ONCE, g == 0, q, g, k, first + j, whole, scores, j)
+        elif g + 1 == group:
+            _score(1, ROWS_AT_ONCE, g == 0, q, g, k, first + j, whole, scores, j)
     for j in range(fours, count):
         for g in range(group):
-            a0 = ZERO
-            for i in range(head_dim):
-                a0 += q[g, i] * as_float(k[first + j, i])
-            scores[g, at + j] = a0
+            _score(1, 1, False, q, g, k, first + j, whole, scores, j)
+    if whole < head_dim:
+        for j in range(count):
+            for g in range(group):
+                for i in range(whole, head_dim):
+                    scores[g, j] += q[g, i] * as_float(k[first + j, i])
 
 
-@njit(fastmath=FAST)
+@intrinsic(prefer_literal=True)
+def _score(typing: Any, heads: Any, rows: Any, early: Any, q: Any, g: Any, k: Any, row: Any, head_dim: Any, scores: Any, j: Any) -> Any:
+    """`scores[g + h, j + r] = q[g + h] . k[row + r]` for some heads h and rows r, over a multiple of `LANES` columns.
+
+    Where it is `early`, the rows `_AHEAD` are asked for.
+    """
+    del typing, early, g, row, head_dim, j
+    at_once, of_row = range(heads.literal_value), range(rows.literal_value)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kinds = signature.args
+        queries, keys, out = (Rows(context, builder, kinds[at], args[at]) for at in (3, 5, 8))
+        g, row, columns, j = (args[at] for at in (4, 6, 7, 9))
+        with builder.if_then(args[2]):
+            begin = keys.at(builder.add(row, INT(_AHEAD)), INT(0))
+            with cgutils.for_range_slice(builder, INT(0), builder.mul(INT(len(of_row)), keys.stride), INT(_LINE)) as (byte, _):
+                ask_for(builder, builder.add(begin, byte))
+        sums = [[cgutils.alloca_once(builder, VECTOR) for _ in of_row] for _ in at_once]
+        for total in (total for each in sums for total in each):
+            builder.store(ZEROS, total)
+        with cgutils.for_range_slice(builder, INT(0), columns, INT(LANES)) as (i, _):
+            read = [wide(builder, keys.at(builder.add(row, INT(r)), i), keys.kind) for r in of_row]
+            for h in at_once:
+                query = wide(builder, queries.at(builder.add(g, INT(h)), i), queries.kind)
+                for total, key in zip(sums[h], read, strict=True):
+                    builder.store(plus_product(builder, builder.load(total), query, key), total)
+        for h in at_once:
+            padded = [builder.load(total) for total in sums[h]] + [ZEROS] * (4 - len(of_row))
+            found = four_sums(builder, padded)
+            where = out.at(builder.add(g, INT(h)), j)
+            store(builder, found if len(of_row) == 4 else builder.extract_element(found, INT(0)), where)
+        return context.get_dummy_value()
+
+    return types.void(heads, rows, types.boolean, q, types.int64, k, types.int64, types.int64, scores, types.int64), generate
+
+
+@njit
 def add_values(p: Any, at: int, v: Any, first: int, count: int, out: Any) -> None:
     """`out[g] += sum over j of p[g, at + j] v[first + j]`; shapes as in `scores_of`."""
     group, head_dim = out.shape
-    fours, twos = count - count % 4, group - group % 2
-    for j in range(0, fours, 4):
-        row = first + j
-        _ask_for(v, row + _AHEAD)
-        for g in range(0, twos, 2):
-            a0, a1, a2, a3 = p[g, at + j], p[g, at + j + 1], p[g, at + j + 2], p[g, at + j + 3]
-            b0, b1, b2, b3 = p[g + 1, at + j], p[g + 1, at + j + 1], p[g + 1, at + j + 2], p[g + 1, at + j + 3]
-            for i in range(head_dim):
-                v0, v1, v2, v3 = as_float(v[row, i]), as_float(v[row + 1, i]), as_float(v[row + 2, i]), as_float(v[row + 3, i])
-                out[g, i] += (a0 * v0 + a1 * v1) + (a2 * v2 + a3 * v3)
-                out[g + 1, i] += (b0 * v0 + b1 * v1) + (b2 * v2 + b3 * v3)
-        for g in range(twos, group):
-            a0, a1, a2, a3 = p[g, at + j], p[g, at + j + 1], p[g, at + j + 2], p[g, at + j + 3]
-            for i in range(head_dim):
-                v0, v1, v2, v3 = as_float(v[row, i]), as_float(v[row + 1, i]), as_float(v[row + 2, i]), as_float(v[row + 3, i])
-                out[g, i] += (a0 * v0 + a1 * v1) + (a2 * v2 + a3 * v3)
-    for j in range(fours, count):
-        for g in range(group):
-            a0 = p[g, at + j]
-            for i in range(head_dim):
-                out[g, i] += a0 * as_float(v[first + j, i])
+    whole = head_dim - head_dim % LANES
+    for j in range(0, count, _TILE):
+        rows = min(_TILE, count - j)
+        g = 0
+        while g + HEADS_AT_ONCE <= group:
+            _add_heads(HEADS_AT_ONCE, p, g, at + j, v, first + j, rows, whole, out)
+            g += HEADS_AT_ONCE
+        if g + 3 == group:
+            _add_heads(3, p, g, at + j, v, first + j, rows, whole, out)
+        elif g + 2 == group:
+            _add_heads(2, p, g, at + j, v, first + j, rows, whole, out)
+        elif g + 1 == group:
+            _add_heads(1, p, g, at + j, v, first + j, rows, whole, out)
+    for g in range(group):
+        for i in range(whole, head_dim):
+            total = ZERO
+            for j in range(count):
+                total += p[g, at + j] * as_float(v[first + j, i])
+            out[g, i] += total
 
 
-@njit(fastmath=FAST)
-def widen(x: Any, first: int, count: int, rows: Any) -> None:
-    """Rows of half precision as fp32, once for all heads of a group that read them."""
-    for j in range(count):
-        if j % 4 == 0:
-            _ask_for(x, first + j + _AHEAD)
-        for i in range(rows.shape[1]):
-            rows[j, i] = as_float(x[first + j, i])
+@njit(inline="always")
+def _add_heads(heads: int, p: Any, g: int, at: int, v: Any, first: int, count: int, head_dim: int, out: Any) -> None:
+    """`add_values` for some heads and rows, over a multiple of `LANES` columns."""
+    i = 0
+    while i + 4 * LANES <= head_dim:
+        _add(heads, 4, p, g, at, v, first, count, i, out)
+        i += 4 * LANES
+    while i + 2 * LANES <= head_dim:
+        _add(heads, 2, p, g, at, v, first, count, i, out)
+        i += 2 * LANES
+    if i < head_dim:
+        _add(heads, 1, p, g, at, v, first, count, i, out)
+
+
+@intrinsic(prefer_literal=True)
+def _add(typing: Any, heads: Any, parts: Any, p: Any, g: Any, at: Any, v: Any, first: Any, count: Any, column: Any, out: Any) -> Any:
+    """`out[g + h, i] += sum over j of p[g + h, at + j] v[first + j, i]` for some heads h and `parts` times `LANES` columns i."""
+    del typing, g, at, first, count, column
+    at_once, of_row = range(heads.literal_value), range(parts.literal_value)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kinds = signature.args
+        weights, values, sink = (Rows(context, builder, kinds[at], args[at]) for at in (2, 5, 9))
+        g, at, first, count, column = (args[n] for n in (3, 4, 6, 7, 8))
+        sums = [[cgutils.alloca_once(builder, VECTOR) for _ in of_row] for _ in at_once]
+        for total in (total for each in sums for total in each):
+            builder.store(ZEROS, total)
+        with cgutils.for_range_slice(builder, INT(0), count, INT(1)) as (j, _):
+            begin = values.at(builder.add(first, j), column)
+            ahead = builder.add(begin, builder.mul(values.stride, INT(_AHEAD)))
+            width = LANES * values.size
+            for byte in range(0, len(of_row) * width, _LINE):
+                ask_for(builder, builder.add(ahead, INT(byte)))
+            read = [wide(builder, builder.add(begin, INT(part * width)), values.kind) for part in of_row]
+            for h in at_once:
+                weight = number(builder, weights.at(builder.add(g, INT(h)), builder.add(at, j)))
+                for total, value in zip(sums[h], read, strict=True):
+                    builder.store(plus_product(builder, builder.load(total), weight, value), total)
+        for h in at_once:
+            for part in of_row:
+                where = sink.at(builder.add(g, INT(h)), builder.add(column, INT(part * LANES)))
+                store(builder, builder.fadd(wide(builder, where, sink.kind), builder.load(sums[h][part])), where)
+        return context.get_dummy_value()
+
+    return types.void(heads, parts, p, types.int64, types.int64, v, types.int64, types.int64, types.int64, out), generate

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import struct
 from array import array
 
 import torch
 
 from introspect_kernels.arena import Arena
 from introspect_kernels.arena_form import check_runs
-from introspect_kernels.decode.cpu_call import BAD_SEGMENT, CHUNKS_ONLY, JOIN, LARGE, OUTSIDE, SCRATCH, STAGE, WELL, Call
+from introspect_kernels.decode.cpu_call import BAD_SEGMENT, CHUNKS_ONLY, FIELDS, JOIN, LARGE, OUTSIDE, SCRATCH, STAGE, WELL, Call
 from introspect_kernels.decode.cpu_entries import called, entry
 from introspect_kernels.decode.cpu_threads import in_threads
 from introspect_kernels.decode.cpu_workspace import scratch
@@ -18,6 +19,7 @@ from introspect_kernels.segments import NUM_SEGMENTS
 
 WORTH_THREADS = 1 << 17  # products of a key's number with a query's: below, threads take longer to start than they save
 _NEVER = 1 << 62
+_AS_NUMBERS = struct.Struct(f"{FIELDS}q")
 # Numba knows neither bf16 nor fp16; their bits come to it as integers (`cpu_scalars.as_float`).
 _KINDS = {torch.bfloat16: "uint16", torch.float16: "int16", torch.float32: "float32", torch.float64: "float64"}
 
@@ -31,44 +33,52 @@ def decode_attention_vectorised(
         UnknownImplementationError: the tensors are on another device.
         KernelInputError: a run leaves the arena, or an entry's segment is none; nothing is changed then.
     """
-    if q.device.type != "cpu":
+    if not q.is_cpu:
         raise UnknownImplementationError(f"impl 'vectorised' is compiled for CPUs, got tensors on {q.device}; 'reference' runs anywhere")
     batch, heads, head_dim = q.shape
     kv_heads, threads = arena.num_kv_heads, torch.get_num_threads()
-    out, packed = torch.empty(q.shape), _memory_for_statistics(batch, heads, kv_heads) if stats else None
+    out, packed = torch.empty(batch, heads, head_dim), _memory_for_statistics(batch, heads, kv_heads) if stats else None
     # What is read is named, so that it outlives the call even where it is a copy.
     q, k, v, factor = q.contiguous(), _with_whole_rows(arena.k), _with_whole_rows(arena.v), array("d", [scale])
-    where, segment, start, length = (t.contiguous() for t in (arena.position, arena.segment, arena.start, arena.length))
-    query = position.to(torch.int32).contiguous()
-    call = Call(
-        runs=batch * kv_heads,
-        kv_heads=kv_heads,
-        group=heads // kv_heads,
-        head_dim=head_dim,
-        slots=k.shape[0],
-        k_stride=k.stride(0),
-        v_stride=v.stride(0),
-        measure=stats,
-        keep=arena.received is not None and arena.queries is not None,
-        scale=factor.buffer_info()[0],
-        q=q.data_ptr(),
-        k=k.data_ptr(),
-        v=v.data_ptr(),
-        position=where.data_ptr(),
-        segment=segment.data_ptr(),
-        start=start.data_ptr(),
-        length=length.data_ptr(),
-        query=query.data_ptr(),
-        received=0 if arena.received is None else arena.received.data_ptr(),
-        queries=0 if arena.queries is None else arena.queries.data_ptr(),
-        out=out.data_ptr(),
-        reals=0 if packed is None else packed.reals.data_ptr(),
-        mass=0 if packed is None else packed.mass.data_ptr(),
-        indices=0 if packed is None else packed.indices.data_ptr(),
-        retained=0 if packed is None else packed.retained.data_ptr(),
-        worth_threads=WORTH_THREADS if threads > 1 else _NEVER,
+    where, segment, start, length = (
+        arena.position.contiguous(),
+        arena.segment.contiguous(),
+        arena.start.contiguous(),
+        arena.length.contiguous(),
     )
-    fields = array("q", call)
+    query = (position if position.dtype == torch.int32 else position.to(torch.int32)).contiguous()
+    reals, mass, indices, retained = (0, 0, 0, 0) if packed is None else [tensor.data_ptr() for tensor in packed]
+    received, queries = arena.received, arena.queries
+    # In order and by way of bytes: names and an array of integers would take longer than a small step's arithmetic.
+    call = Call(
+        batch * kv_heads,
+        kv_heads,
+        heads // kv_heads,
+        head_dim,
+        k.shape[0],
+        k.stride(0),
+        v.stride(0),
+        stats,
+        received is not None and queries is not None,
+        factor.buffer_info()[0],
+        q.data_ptr(),
+        k.data_ptr(),
+        v.data_ptr(),
+        where.data_ptr(),
+        segment.data_ptr(),
+        start.data_ptr(),
+        length.data_ptr(),
+        query.data_ptr(),
+        0 if received is None else received.data_ptr(),
+        0 if queries is None else queries.data_ptr(),
+        out.data_ptr(),
+        reals,
+        mass,
+        indices,
+        retained,
+        WORTH_THREADS if threads > 1 else _NEVER,
+    )
+    fields = array("q", _AS_NUMBERS.pack(*call))
     kind, at = _KINDS[q.dtype], fields.buffer_info()[0]
     found = called(kind)(at)
     if found == LARGE:
@@ -83,7 +93,7 @@ def decode_attention_vectorised(
         raise KernelInputError(f"segments must be 0 to {NUM_SEGMENTS - 1}, got up to {int(segment.max())}")
     if found != WELL:
         raise KernelError("the compiled attention gave up without a reason; there may be no memory left")
-    return out.to(q.dtype), packed
+    return out if q.dtype == torch.float32 else out.to(q.dtype), packed
 
 
 def compile_ahead(dtype: torch.dtype) -> None:
@@ -102,4 +112,4 @@ def _memory_for_statistics(batch: int, heads: int, kv_heads: int) -> PackedStats
 
 def _with_whole_rows(x: torch.Tensor) -> torch.Tensor:
     """Rows of numbers that follow each other; rows themselves may lie apart."""
-    return x if x.stride(1) == 1 and x.stride(0) >= x.shape[1] else x.contiguous()
+    return x if x.is_contiguous() or (x.stride(1) == 1 and x.stride(0) >= x.shape[1]) else x.contiguous()
