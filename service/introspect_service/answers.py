@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
+
+from pydantic import BaseModel
 
 from introspect_service.backend import Backend
 from introspect_service.choices import choice_id
@@ -26,6 +29,11 @@ from introspect_service.schemas import ChatRequest, IntrospectionOptions
 from introspect_service.signals import AnswerIntrospection, answer_introspection, token_introspection
 
 
+def as_json(model: BaseModel) -> str:
+    """One line, ASCII only: some clients split lines at U+2028 and its like, which JSON may carry as they are."""
+    return json.dumps(model.model_dump(mode="json"), separators=(",", ":"))
+
+
 class AnswerWriter:
     """Writes the answer to one request, with all its choices.
 
@@ -41,6 +49,9 @@ class AnswerWriter:
         self._fingerprint = f"fp_{backend.model.fingerprint[:16]}"
         self._pieces = [Pieces(backend.model.tokenizer, chat.top_logprobs or 0) for _ in range(chat.choices)]
         self._ended: dict[int, Ended] = {}
+        # What stands around the choices of every chunk, taken from the model of one.
+        before, between, after = as_json(self._chunk(None)).partition('"choices":[')
+        self._before, self._after = before + between, after
 
     @property
     def is_complete(self) -> bool:
@@ -85,13 +96,17 @@ class AnswerWriter:
         """The first chunks, one a choice."""
         return [self._chunk(ChunkChoice(index=index, delta=Delta(role="assistant", content=""))) for index in range(self._chat.choices)]
 
-    def piece(self, index: int, token: Token) -> ChatCompletionChunk | None:
-        """The chunk of one token; nothing where it adds nothing that was asked for."""
+    def piece(self, index: int, token: Token) -> str | None:
+        """The JSON of one token's `ChatCompletionChunk`; nothing where it adds nothing that was asked for.
+
+        Written without models but for what few ask for: it is what a token waits for last.
+        """
         entry = self.token(index, token)
         if entry is None and not token.step.text:
             return None
-        logprobs = Logprobs(content=[entry]) if entry else None
-        return self._chunk(ChunkChoice(index=index, delta=Delta(content=token.step.text), logprobs=logprobs))
+        logprobs = as_json(Logprobs(content=[entry])) if entry else "null"
+        choice = f'{{"index":{index},"delta":{{"content":{json.dumps(token.step.text)}}},"logprobs":{logprobs},"finish_reason":null}}'
+        return self._before + choice + self._after
 
     def closing(self, index: int, ended: Ended, published: Sequence[bool]) -> list[ChatCompletionChunk]:
         """The last chunks of a choice: text that no token carried, and the finish chunk.

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import uuid
 from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
-from pydantic import BaseModel
 
-from introspect_service.answers import AnswerWriter
+from introspect_service.answers import AnswerWriter, as_json
 from introspect_service.choices import choice_id, choice_requests
 from introspect_service.conversation import check_counts, refused_picture, remote_pictures, to_engine_request
 from introspect_service.errors import ApiError, ErrorBody, ImageError, QueueFullError, error_body
@@ -125,7 +123,7 @@ async def _collect(run: Run, writer: AnswerWriter, choices: int) -> ChatCompleti
 async def _stream(run: Run, writer: AnswerWriter) -> AsyncIterator[str]:
     try:
         for chunk in writer.opening():
-            yield _data(chunk)
+            yield _data(as_json(chunk))
         async for index, what in run.rest():
             if isinstance(what, Token):
                 if (piece := writer.piece(index, what)) is not None:
@@ -133,14 +131,13 @@ async def _stream(run: Run, writer: AnswerWriter) -> AsyncIterator[str]:
             else:
                 writer.end(index, what)
                 for chunk in writer.closing(index, what, await run.published() if writer.is_complete else ()):
-                    yield _data(chunk)
+                    yield _data(as_json(chunk))
     except ApiError as error:
-        yield _data(error_body(error))
+        yield _data(as_json(error_body(error)))
     finally:
         run.close()
     yield "data: [DONE]\n\n"
 
 
-def _data(model: BaseModel) -> str:
-    # ASCII only: some clients split lines at U+2028 and its like, which JSON may carry as they are.
-    return f"data: {json.dumps(model.model_dump(mode='json'), separators=(',', ':'))}\n\n"
+def _data(line: str) -> str:
+    return f"data: {line}\n\n"

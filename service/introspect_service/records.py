@@ -106,15 +106,12 @@ class RecordStore:
     def __init__(self, max_answers: int, max_bytes: int) -> None:
         self.max_answers, self.max_bytes = max_answers, max_bytes
         self._records: OrderedDict[str, AnswerRecord] = OrderedDict()
+        self.bytes = 0
+        """Memory of all together, about."""
 
     def __len__(self) -> int:
         """How many answers are kept."""
         return len(self._records)
-
-    @property
-    def bytes(self) -> int:
-        """Memory of all together, about."""
-        return sum(record.bytes for record in self._records.values())
 
     def get(self, completion_id: str) -> AnswerRecord | None:
         """The answer of that id, where it is still kept."""
@@ -126,6 +123,7 @@ class RecordStore:
 
         def hear(what: Progress | Failed) -> None:
             nonlocal record
+            before = record.bytes if record is not None else 0
             match what:
                 case Begun(prompt):
                     record = AnswerRecord(completion_id, publisher, prompt)
@@ -140,10 +138,13 @@ class RecordStore:
                     return
             if record is not None:
                 record.bell.ring()
+                self.bytes += record.bytes - before
             self._keep_within_bounds()
 
         return hear
 
     def _keep_within_bounds(self) -> None:
         while len(self._records) > self.max_answers or (self._records and self.bytes > self.max_bytes):
-            self._records.popitem(last=False)[1].drop()
+            _, oldest = self._records.popitem(last=False)
+            self.bytes -= oldest.bytes
+            oldest.drop()

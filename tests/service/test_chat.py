@@ -9,6 +9,8 @@ import httpx
 import openai
 import pytest
 
+from introspect_service.responses import ChatCompletionChunk
+
 EXTRA = {"introspection": True}
 
 
@@ -223,3 +225,14 @@ def test_a_plain_request_id_is_given_back(url, sent, kept):
     got = httpx.get(f"{url}/livez", headers={"X-Request-Id": sent}).headers["x-request-id"]
     assert (got == sent) is kept
     assert got
+
+
+@pytest.mark.parametrize("asked", [{}, {"logprobs": True, "top_logprobs": 2}, {"logprobs": True, "introspection": True}])
+def test_every_chunk_is_what_its_model_says(url, model, make, asked):
+    body = {"model": model, "messages": make.messages(), "stream": True, "max_tokens": 3, **asked}
+    text = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=30).text
+    lines = [line.removeprefix("data: ") for line in text.split("\n") if line][:-1]
+    assert len(lines) > 2
+    for line in lines:
+        assert line.isascii()
+        assert json.loads(line) == ChatCompletionChunk.model_validate_json(line).model_dump(mode="json")
