@@ -17,6 +17,7 @@ from introspect_probes.studies.contrast import Contrast, permuted_within, random
 from introspect_probes.studies.nested import choose, scores, standardised
 from introspect_probes.studies.rows import CANDIDATES, Rows, answer_rows, columns
 from introspect_probes.studies.tables import kernel_only_table
+from introspect_probes.studies.training_runs import model_of, training_facts
 
 SETS = {"normalised": np.arange(0, 6), "lse": np.arange(6, 9), "retention": np.arange(9, 11), "retained": np.arange(11, 13)}
 
@@ -188,6 +189,26 @@ def test_the_table_says_what_was_met_and_what_was_missed(telling):
     assert "Not: random-50 (normalised statistics +0.015)." in text
     assert "Control noise: the largest difference of any set is -0.020 (normalised statistics), not within 0.01." in text
     assert "One model seed" in text
-    both = kernel_only_table([*given, result("random-75", None, 0.01, "two")])
-    assert "| random-75 | 2 | +0.030 [" in both
-    assert "| 1 of 2 |" in both
+    seeds = [result(arm, noise, 0.01 * i, f"small-{i}") for i in range(1, 6) for arm, noise in (("random-75", None), ("noise", 0.3))]
+    text = kernel_only_table([*given, *seeds])
+    assert "5 seeds of the model `small`" in text
+    assert "| random-75 | 5 | 50.0% |" in text
+    assert "| +0.030 [" in text
+    # gains of .01 to .05 with intervals .01 to either side: four are at least .02, and above zero
+    assert "| random-75 | 4 of 5 | 4 of 5 | 4 of 5 | 4 of 5 | met by normalised statistics, lse, retention, all of them |" in text
+    assert "| noise | 0 of 5 |" in text
+    assert text.count("One model seed") == 1
+
+
+def test_a_training_runs_folder_stands_for_its_model_and_its_record(tmp_path):
+    assert model_of("embedded") == "embedded"
+    assert training_facts(tmp_path) == {}
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    assert model_of(str(tmp_path)) == str(tmp_path / "model")
+    accuracy = {"digit_at": {"accuracy": 0.9, "count": 10}, "describe": {"accuracy": 0.0, "count": 10}}
+    plan = {"size": "study", "seed": 3, "mix": {"weights": {"digit_at": 1.0}}}
+    record = {"plan": plan, "parameters": 5, "seconds": 7, "accuracy": {"test": accuracy}}
+    (tmp_path / "model" / "training_record.json").write_text(json.dumps(record))
+    found = training_facts(tmp_path)
+    assert found == {"size": "study", "seed": 3, "parameters": 5, "seconds": 7, "accuracy": {"digit_at": 0.9}}

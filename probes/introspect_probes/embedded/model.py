@@ -98,7 +98,7 @@ def forward_packed(model: LlavaForConditionalGeneration, batch: Batch) -> tuple[
     is_image = batch.tokens == model.config.image_token_index
     embeds = embeds.masked_scatter(is_image[..., None], features.to(embeds.dtype))
     mask = batch.mask
-    if model.config.text_config._attn_implementation == "eager":  # which adds its mask to the scores
+    if model.model.language_model.config._attn_implementation == "eager":  # which adds its mask to the scores
         mask = torch.zeros(mask.shape).masked_fill(~mask, -1e9)
     hidden = model.model.language_model(
         inputs_embeds=embeds, attention_mask=mask, position_ids=batch.positions, use_cache=False

@@ -11,7 +11,7 @@ from introspect_probes.worlds.scene import NATURAL, SceneStyle
 EASY = SceneStyle(clarity={"clear": 1.0}, fill=(0.7, 1.0))
 """The first steps: well-filled, clear scenes."""
 READING_MIX = Mix(
-    {"digit_at": 3.0, "color_at": 1.5, "digit_of": 0.7, "color_of": 0.7, "count": 0.7, "fact": 1.0, "fact_note": 0.6},
+    {"digit_at": 4.0, "color_at": 2.0, "digit_of": 0.4, "color_of": 0.4, "count": 0.5, "fact": 0.7, "fact_note": 0.3},
     questions=5,
     describe_share=0.0,
 )
@@ -93,10 +93,11 @@ PLANS: dict[str, Plan] = {
     "study": Plan(
         size="study",
         easy_steps=300,
-        dense_steps=900,
-        joint_steps=700,
+        dense_steps=800,
+        joint_steps=1500,
         dense_batch=48,
-        joint_lr=2.0e-3,
+        joint_batch=16,
+        joint_lr=3.0e-3,
         joint_checkpoints=True,
         eager=True,
         mix=READING_MIX,

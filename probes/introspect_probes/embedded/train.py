@@ -257,9 +257,9 @@ def main(
         raise typer.BadParameter(f"unknown size {size!r}: choose among {', '.join(PLANS)}")
     torch.set_num_threads(threads)
     out.mkdir(parents=True, exist_ok=True)
-    given = {"dense_steps": dense_steps, "joint_steps": joint_steps}
-    plan = replace(PLANS[size], seed=seed, **{name: value for name, value in given.items() if value is not None})
-    run = Run(plan, out)
+    plan = replace(PLANS[size], seed=seed)
+    plan = plan if dense_steps is None else replace(plan, dense_steps=dense_steps)
+    run = Run(plan if joint_steps is None else replace(plan, joint_steps=joint_steps), out)
     run.resume()
     run.train()
     run.export(out / "model")

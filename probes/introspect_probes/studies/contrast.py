@@ -52,11 +52,11 @@ class Contrast:
 
     def delta(self, name: str, reference: str) -> dict[str, Any]:
         """AUROC of one score minus that of another: `difference` (value, low, high) and its `standard_error`."""
-        return _difference(self._draws[name], self._draws[reference])
+        return difference(self._draws[name], self._draws[reference])
 
     def delta_within(self, name: str, reference: str) -> dict[str, Any] | None:
         """The same of the mean AUROC within deciles; `None` where no decile holds enough of each label."""
-        return _difference(self._within[name], self._within[reference]) if self._within else None
+        return difference(self._within[name], self._within[reference]) if self._within else None
 
 
 def decile_rows(score: Floats, labels: NDArray[np.int8]) -> list[NDArray[np.int64]]:
@@ -65,7 +65,8 @@ def decile_rows(score: Floats, labels: NDArray[np.int8]) -> list[NDArray[np.int6
     return [rows for rows in parts if min(labels[rows].sum(), (1 - labels[rows]).sum()) >= MIN_OF_EACH]
 
 
-def _difference(ours: tuple[float, NDArray[np.float64]], theirs: tuple[float, NDArray[np.float64]]) -> dict[str, Any]:
+def difference(ours: tuple[float, NDArray[np.float64]], theirs: tuple[float, NDArray[np.float64]]) -> dict[str, Any]:
+    """What one AUROC with its bootstrap draws is above another: `difference` (value, low, high) and its `standard_error`."""
     draws = ours[1] - theirs[1]
     return {"difference": interval(ours[0] - theirs[0], draws).as_list(), "standard_error": round(float(np.nanstd(draws, ddof=1)), 5)}
 

@@ -27,6 +27,7 @@ from introspect_probes.studies.nested import Choice, choose, scores, standardise
 from introspect_probes.studies.nonlinear import choose_decay, network_scores
 from introspect_probes.studies.recording import FIT_POOLS, TEST_POOL, matched_noise, record_rows
 from introspect_probes.studies.rows import Rows, columns
+from introspect_probes.studies.training_runs import model_of, training_facts
 
 SETS: dict[str, tuple[str, ...]] = {
     "normalised": ("normalised",),
@@ -55,7 +56,7 @@ def kernel_only(
 
     Args:
         out: folder of the result files, `<model>-<arm>.json`.
-        models: model seeds, folders or hub ids; files are named by a folder's last part.
+        models: model seeds: folders of training runs, folders of models or hub ids; files are named by the last part.
         arms: see `ARMS`.
         test: test cases an arm.
         fit: cases an arm that probes are fitted on, half of them of each fit pool.
@@ -79,8 +80,10 @@ def kernel_only(
             if path.exists() and (found := json.loads(path.read_text(encoding="utf-8")))["request"] == request:
                 results.append(found)
                 continue
-            engine = engine or Engine(load_model(model))
-            result = run_arm(engine, arm, work / Path(model).name, test=test, fit=fit, seed=seed) | {"request": request}
+            engine = engine or Engine(load_model(model_of(model)))
+            result = run_arm(engine, arm, work / Path(model).name, test=test, fit=fit, seed=seed)
+            result["model"] |= {"name": Path(model).name} | training_facts(Path(model))
+            result |= {"request": request}
             path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
             results.append(result)
     return results

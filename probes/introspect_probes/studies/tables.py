@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from introspect_probes.studies.contrast import random_effects
 
@@ -30,20 +33,40 @@ def with_interval(triple: Sequence[float | None], signed: bool = False) -> str:
 
 
 def kernel_only_table(results: Sequence[dict[str, Any]]) -> str:
-    """The study's arms: what S adds to the better of L and L+H, with what was done to make it vanish."""
+    """The study's arms, for each kind of model: what S adds to the better of L and L+H, with what was done to make it vanish.
+
+    Models that differ in their number only (`study-1`, `study-2`) are seeds of one kind; they are told together.
+    """
     parts = []
-    for model in dict.fromkeys(r["model"]["name"] for r in results):
-        own = [r for r in results if r["model"]["name"] == model]
+    for kind in dict.fromkeys(_kind(r) for r in results):
+        own = [r for r in results if _kind(r) == kind]
+        seeds = list(dict.fromkeys(r["model"]["name"] for r in own))
         tests = {r["cases"]["test"]["answers"] for r in own}
-        parts += [
-            f"Model `{model}`: {', '.join(f'{n:,}' for n in sorted(tests))} test cases an arm.",
-            _gains(own),
-            _checks(own),
-            _verdict(own),
-        ]
-    models = {r["model"]["fingerprint"] for r in results}
-    parts.append(_over_seeds(results) if len(models) > 1 else "One model seed, so nothing is said of the variation between seeds.")
+        cases = f"{', '.join(f'{n:,}' for n in sorted(tests))} test cases an arm"
+        if len(seeds) > 1:
+            parts += [
+                f"{len(seeds)} seeds of the model `{kind}`, {cases} and seed.{_training(own)}",
+                _over_seeds(own),
+                _aim_over_seeds(own),
+            ]
+        else:
+            one = "One model seed, so nothing is said of the variation between seeds."
+            parts += [f"Model `{seeds[0]}`: {cases}. {one}", _gains(own), _checks(own), _verdict(own)]
     return "\n\n".join(parts)
+
+
+def _kind(result: dict[str, Any]) -> str:
+    return re.sub(r"-\d+$", "", result["model"]["name"])
+
+
+def _training(results: Sequence[dict[str, Any]]) -> str:
+    """How well the seeds read, from their training records."""
+    found = {r["model"]["name"]: r["model"]["accuracy"]["digit_at"] for r in results if "accuracy" in r["model"]}
+    if not found:
+        return ""
+    return (
+        f" They read {min(found.values()):.1%} to {max(found.values()):.1%} of held-out digits in a named cell (full cache, all pictures)."
+    )
 
 
 def _gains(results: Sequence[dict[str, Any]]) -> str:
@@ -107,21 +130,55 @@ def _largest(result: dict[str, Any]) -> str:
 
 
 def _over_seeds(results: Sequence[dict[str, Any]]) -> str:
-    """Random effects over model seeds, for every arm that several have."""
-    head = ["arm", "seeds", *(f"+ {_SHORT[s]}" for s in _SETS), "seeds with lse at least .02 and above zero"]
+    """Random effects over model seeds, arm by arm."""
+    head = ["arm", "seeds", "right", "L", "L+H", *(f"+ {_SHORT[s]}" for s in _SETS), "network: + lse", "lse within deciles of L"]
+    head.append("lse permuted, largest")
     body = []
     for arm in dict.fromkeys(r["arm"] for r in results):
         own = [r for r in results if r["arm"] == arm]
-        if len(own) < 2:
-            continue
-        cells = []
-        for s in _SETS:
-            pairs = [(r["delta"][s]["difference"][0], max(r["delta"][s]["standard_error"], 1e-5)) for r in own]
-            effect = random_effects(*zip(*pairs, strict=True))
-            cells.append(with_interval([effect["mean"], effect["low"], effect["high"]], signed=True))
-        good = sum(r["delta"]["lse"]["difference"][0] >= AIM and r["delta"]["lse"]["difference"][1] > 0 for r in own)
-        body.append([arm, str(len(own)), *cells, f"{good} of {len(own)}"])
-    return "Random effects over model seeds:\n\n" + markdown_table(head, body)
+        within = [r["within_deciles"]["lse"] for r in own if r["within_deciles"]["lse"]]
+        permuted = [r["permuted"]["lse"]["largest"] for r in own if r["permuted"]["lse"]["times"]]
+        body.append(
+            [
+                arm,
+                str(len(own)),
+                f"{np.mean([r['cases']['test']['right'] for r in own]):.1%}",
+                *(f"{np.mean([r['auroc'][name][0] for r in own]):.3f}" for name in ("L", "L+H")),
+                *(_random_effects([r["delta"][s] for r in own]) for s in _SETS),
+                _random_effects([r["delta_network"]["lse"] for r in own]),
+                _random_effects(within),
+                f"{max(permuted):+.3f}" if permuted else "-",
+            ]
+        )
+    return "Means over seeds, and differences with random effects over seeds:\n\n" + markdown_table(head, body)
+
+
+def _random_effects(entries: Sequence[dict[str, Any]]) -> str:
+    known = [e for e in entries if None not in e["difference"]]
+    if len(known) < 2:
+        return "-"
+    effect = random_effects([e["difference"][0] for e in known], [max(e["standard_error"], 1e-5) for e in known])
+    return with_interval([effect["mean"], effect["low"], effect["high"]], signed=True)
+
+
+def _aim_over_seeds(results: Sequence[dict[str, Any]]) -> str:
+    """The aim, arm by arm: seeds with a gain of `AIM` and more whose lower bound is above zero; for controls, seeds within `NULL`."""
+    head = ["arm", *(f"{_SHORT[s]}: seeds" for s in _SETS), "aim"]
+    body = []
+    for arm in dict.fromkeys(r["arm"] for r in results):
+        own = [r for r in results if r["arm"] == arm]
+        values = {s: [r["delta"][s]["difference"] for r in own] for s in _SETS}
+        if own[0]["noise"] is None:
+            counts = {s: sum(v >= AIM and low > 0 for v, low, _ in values[s]) for s in _SETS}
+            met = [_SHORT[s] for s in _SETS if counts[s] >= 0.8 * len(own)]
+            told = f"met by {', '.join(met)}" if met else "missed"
+        else:
+            counts = {s: sum(abs(v) < NULL for v, _, _ in values[s]) for s in _SETS}
+            missed = [_SHORT[s] for s in _SETS if counts[s] < len(own)]
+            told = f"not within {NULL} in every seed: {', '.join(missed)}" if missed else f"within {NULL} in every seed"
+        body.append([arm, *(f"{counts[s]} of {len(own)}" for s in _SETS), told])
+    text = f"Seeds with a gain of at least {AIM} and the interval above zero (aim: four of five); in the controls, within {NULL} of zero:"
+    return text + "\n\n" + markdown_table(head, body)
 
 
 def markdown_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
