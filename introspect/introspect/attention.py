@@ -19,9 +19,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from introspect_kernels import Arena
-from introspect_kernels.decode.dispatch import run
-from introspect_kernels.decode.packing import PackedStats, pack
+from introspect_kernels import Arena, PackedStats
+from introspect_kernels import decode_attention_packed as run
 
 NAME = "introspect"
 
@@ -244,7 +243,7 @@ class DecodePass:
         # Shapes and dtypes are those of the pool; to check them at each layer would cost a small step much of its time.
         out, stats = run(q[rows], arena, self.position[rows], scale, lane.wants_stats, self.impl)
         if stats is not None:
-            self.stats.setdefault(number, []).append(stats if isinstance(stats, PackedStats) else pack(stats))
+            self.stats.setdefault(number, []).append(stats)
         return out
 
 

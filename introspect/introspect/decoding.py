@@ -17,7 +17,7 @@ from introspect.loading import LoadedModel
 from introspect.pool import Runs, SlotPool
 from introspect.sampling import UNFORCED, Drawing, choose, logit_stats, measure
 from introspect.types import HeadRow, LogitStats
-from introspect_kernels.decode.packing import INDICES, REALS, PackedStats
+from introspect_kernels import INDICES, REALS, PackedStats
 
 StepShape = tuple[tuple[Wants, int], ...]
 """What each lane wants, and how many rows it has."""

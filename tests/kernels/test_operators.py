@@ -9,7 +9,19 @@ import pytest
 import torch
 from kernel_cases import prefill, ragged_arena
 
-from introspect_kernels import Arena, KernelInputError, compact_into, rebudget, received_attention, row_statistics, window_scores
+from introspect_kernels import (
+    INDICES,
+    REALS,
+    Arena,
+    KernelInputError,
+    compact_into,
+    decode_attention,
+    decode_attention_packed,
+    rebudget,
+    received_attention,
+    row_statistics,
+    window_scores,
+)
 from introspect_kernels.compact import operators as compact_operators
 from introspect_kernels.compact.operators import compact_op, rebudget_op, state
 from introspect_kernels.decode.operator import decode_attention_operator
@@ -118,3 +130,20 @@ def test_what_is_named_is_what_runs(module: Any, name: str, call: str, monkeypat
         operator, arguments = calls(impl)[call]
         with pytest.raises(KernelInputError, match=f"{impl} ran"):
             operator(*arguments)
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+def test_packed_statistics_are_those_of_the_fields(impl: str) -> None:
+    arena, generator = ragged_arena([[5, 2], [0, 4]], 16, seed=2), torch.Generator().manual_seed(4)
+    inputs = (torch.randn(2, 4, 16, generator=generator), arena, torch.tensor([30, 30]), 0.2)
+    out, stats = decode_attention(*inputs, impl=impl)
+    packed_out, packed = decode_attention_packed(*inputs, impl=impl)
+    assert torch.equal(out, packed_out)
+    found = dict(zip((*REALS, *INDICES), (*packed.reals, *packed.indices), strict=True)) | {
+        "mass": packed.mass,
+        "retained": packed.retained,
+    }
+    assert set(found) == set(stats._fields)
+    for name, value in found.items():
+        torch.testing.assert_close(value, getattr(stats, name), rtol=0, atol=0, equal_nan=True, msg=name)
+    assert decode_attention_packed(*inputs, stats=False, impl=impl)[1] is None

@@ -8,7 +8,7 @@ from introspect_kernels.arena import Arena
 from introspect_kernels.arena_form import check_arena
 from introspect_kernels.decode.dispatch import run
 from introspect_kernels.decode.operator import decode_attention_operator
-from introspect_kernels.decode.packing import PackedStats, unpack
+from introspect_kernels.decode.packing import PackedStats, pack, unpack
 from introspect_kernels.errors import KernelInputError
 from introspect_kernels.statistics import HeadStats
 
@@ -49,6 +49,34 @@ def decode_attention(
         return out, unpack(PackedStats(*packed)) if stats else None
     out, measured = run(q, arena, position, scale, stats, impl)
     return out, unpack(measured) if isinstance(measured, PackedStats) else measured
+
+
+def decode_attention_packed(
+    q: torch.Tensor, arena: Arena, position: torch.Tensor, scale: float, stats: bool = True, impl: str | None = None
+) -> tuple[torch.Tensor, PackedStats | None]:
+    """`decode_attention` for decode loops: the statistics in the four tensors that kernels fill, and fewer checks.
+
+    For a small step on a CPU, checking every tensor and making a view of every field takes longer than the attention.
+    Shapes, dtypes and devices are taken as they are: whoever calls this answers for them. Under `torch.compile` call
+    `decode_attention`.
+
+    Args:
+        q: see `decode_attention`, as for all that follow.
+        arena: likewise.
+        position: likewise.
+        scale: likewise.
+        stats: likewise.
+        impl: likewise.
+
+    Returns:
+        The output, and the statistics or `None`.
+
+    Raises:
+        KernelInputError: a run leaves the arena (tensors on a CPU only).
+        UnknownImplementationError: there is no such `impl`, or it cannot run here.
+    """
+    out, measured = run(q, arena, position, scale, stats, impl)
+    return out, pack(measured) if isinstance(measured, HeadStats) else measured
 
 
 def compile_ahead(dtype: torch.dtype) -> None:

@@ -21,7 +21,9 @@ REALS = (
     "mean_distance",
     "windowed_distance",
 )
+"""Fields of `HeadStats` in the order of `PackedStats.reals`."""
 INDICES = ("argmax_position", "image_argmax_position")
+"""Fields of `HeadStats` in the order of `PackedStats.indices`."""
 
 
 class PackedStats(NamedTuple):
