@@ -41,8 +41,11 @@ def test_memory_is_read_before_and_after_each_tenth(settings):
             self.count += 1
             return float(self.count)
 
-    assert memory(Service(), 20) == {
-        "case": "memory", "requests": 20, "failed": 0, "resident_mb_after_each_tenth": [float(n) for n in range(1, 12)],
+    found = memory(Service(), 20, warm_requests=3)
+    assert found.pop("seconds") > 0
+    assert found == {
+        "case": "memory", "requests": 20, "warm_requests": 3, "resident_mb_after_each_tenth": [float(n) for n in range(1, 12)],
+        "growth_ratio": 5.0,
     }  # fmt: skip
 
 
@@ -64,9 +67,11 @@ def test_aims_are_judged_by_what_was_measured(ratio, met):
         {"case": "added time a token", "both": {"median_ms": 0.2, "p99_ms": 0.4}},
         {"case": "throughput", "streams": 1, "ratio": ratio},
         {"case": "throughput", "streams": 8, "ratio": 0.5},
+        {"case": "memory", "growth_ratio": 1.01},
     ]
     found = _ratios(cases)
     assert found["overhead_batch_8"] == 1.0
     assert {aim["measure"]: aim["met"] for aim in found["aims"]} == {
         "added_median_ms": False, "added_p99_ms": True, "throughput_ratio_1": met, "throughput_ratio_8": False,
+        "memory_growth_ratio": True,
     }  # fmt: skip

@@ -3,6 +3,7 @@
 Elsewhere: addresses that lead inside (CVE-2026-24779, CVE-2025-6242) in test_remote_images.py and test_images.py; a
 decoder's words (CVE-2026-22778), video frames (CVE-2026-5497) and bombs in test_images.py; a huge `n` (CVE-2026-34756)
 and malformed tools (CVE-2025-48944) in test_errors.py; paths around the key (CVE-2026-48746) in test_admission.py;
+a template that came with a model (CVE-2026-5760) in test_hostile_template.py;
 pickles from sockets and files (CVE-2026-3059, -3060, -3989, -7301) in tests/structure/test_safety.py.
 """
 
