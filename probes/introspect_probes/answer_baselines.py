@@ -22,7 +22,8 @@ Floats = NDArray[np.floating]
 def answer_scores(fit: Table, test: Table) -> dict[str, Floats]:
     """Scores of every test answer. What must be fitted is fitted on `fit` and tuned in the same way.
 
-    L+H only where both tables hold hidden states; agreement only where answers were sampled.
+    NaN where a score cannot be had: L+H is fitted on the answers that hold hidden states and scores those that do; agreement
+    is of answers that were sampled.
     """
     kinds = sorted({a.trace.kind for a in fit.answers})
     conditions = sorted({a.trace.condition for a in fit.answers})
@@ -58,11 +59,13 @@ def answer_scores(fit: Table, test: Table) -> dict[str, Floats]:
         **{e.title: e.sign * free[name] for name, e in SCORES.items() if np.isfinite(free[name]).all()},
         "CES": fitted(entropy),
     }
-    if all(a.trace.agreement is not None for a in test.answers):
-        scores["agreement of samples"] = np.array([a.trace.agreement for a in test.answers], dtype=np.float64)
+    scores["agreement of samples"] = test.agreement
     scores["L"] = fitted(logits)
-    if all(a.trace.hidden is not None for a in (*fit.answers, *test.answers)):
-        scores["L+H"] = fitted(lambda t: np.concatenate([logits(t), _last_hidden(t)], 1), None)
+    seen, held = fit.where(fit.has_hidden), test.where(test.has_hidden)
+    if len(np.unique(seen.correct)) == 2 and held.answers:
+        own, _ = fit_logistic(np.concatenate([logits(seen), _last_hidden(seen)], 1), seen.correct, seen.groups)
+        scores["L+H"] = np.full(len(test.answers), np.nan)
+        scores["L+H"][test.has_hidden] = own.logits(np.concatenate([logits(held), _last_hidden(held)], 1))[:, 0]
     return scores
 
 

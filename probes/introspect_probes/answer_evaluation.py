@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from introspect_probes.answer_baselines import answer_scores
-from introspect_probes.claim_evaluation import ALL
+from introspect_probes.claim_evaluation import ALL, known_scores
 from introspect_probes.dataset import Table
 from introspect_probes.metrics import ClusterBootstrap, expected_calibration_error, interval, probability_metrics, reliability
 from introspect_probes.selective import risk_coverage
@@ -24,14 +24,14 @@ def evaluate_answers(fit: Table, test: Table, confidence: Floats, conditions: li
     for condition in conditions:
         inside = test.conditions == condition
         result[condition] = {
-            **_compare({n: v[inside] for n, v in scores.items()}, labels[inside], test.groups[inside]),
+            **_compare(known_scores(scores, inside), labels[inside], test.groups[inside]),
             "confidence": probability_metrics(confidence[inside], labels[inside], test.groups[inside], selective=True),
             "class_prior": probability_metrics(prior[inside], labels[inside]),
             "reliability": reliability(confidence[inside], labels[inside]),
             "risk_coverage": {name: _curve(scores[name][inside], labels[inside]) for name in ("L", "probe")},
         }
     result[ALL] = {
-        **_compare(scores, labels, test.groups),
+        **_compare(known_scores(scores, np.ones(len(labels), dtype=np.bool_)), labels, test.groups),
         "ece": round(expected_calibration_error(confidence, labels), 4),
         "count": len(test.answers),
     }

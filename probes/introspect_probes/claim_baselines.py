@@ -27,7 +27,8 @@ _POSITIONS = (1, 2, 4, 8, 16, 32)
 def claim_scores(probe: ClaimProbe, fit: Table, test: Table) -> dict[str, Floats]:
     """Scores of every test claim: baselines first, the probe last. What must be fitted is fitted on `fit` and tuned in the same way.
 
-    L+H, and attention on top of it, only where both tables hold hidden states; agreement only where answers were sampled.
+    NaN where a score cannot be had: L+H, and attention on top of it, are fitted on the answers that hold hidden states and
+    score those that do; agreement is of answers that were sampled.
     """
 
     def fitted(matrix_of: Callable[[Table], Floats], strengths: Sequence[float] | None = (0.03, 0.1, 1.0)) -> Floats:
@@ -51,12 +52,13 @@ def claim_scores(probe: ClaimProbe, fit: Table, test: Table) -> dict[str, Floats
         **word_scores(test),
         "L": fitted(lambda t: logit_matrix(t.claims)),
     }
-    if all(a.trace.agreement is not None for a in test.answers):
-        agreement = np.array([a.trace.agreement for a in test.answers], dtype=np.float64)
-        scores["agreement of samples"] = -agreement[test.claims.answer]
-    if has_hidden(fit) and has_hidden(test):
-        scores["L+H"] = fitted(lambda t: np.concatenate([logit_matrix(t.claims), hidden_matrix(t)], 1), None)
-        scores["L+H+attention"] = fitted(lambda t: np.concatenate([logit_matrix(t.claims), hidden_matrix(t), t.claims.heads], 1), None)
+    scores["agreement of samples"] = -test.agreement[test.claims.answer]
+    seen, held = fit.where(fit.has_hidden), test.where(test.has_hidden)
+    if len(np.unique(seen.claims.label)) == 2 and len(held.claims):
+        for name, matrix_of in (("L+H", _with_hidden), ("L+H+attention", _with_all)):
+            own, _ = fit_logistic(matrix_of(seen), seen.claims.label, seen.claims.group)
+            scores[name] = np.full(len(test.claims), np.nan)
+            scores[name][test.has_hidden[test.claims.answer]] = own.logits(matrix_of(held))[:, 0]
     scores["attention alone"] = fitted(lambda t: t.claims.heads, None)
     scores["probe"] = risk_logits(probe.internal, probe.prior, test.claims)
     return scores
@@ -67,9 +69,12 @@ def logit_matrix(claims: Claims) -> Floats:
     return np.concatenate([claims.logits, claims.place, claims.kind, claims.budget], axis=1)
 
 
-def has_hidden(table: Table) -> bool:
-    """Whether hidden states were kept for every answer."""
-    return all(a.trace.hidden is not None for a in table.answers)
+def _with_hidden(table: Table) -> Floats:
+    return np.concatenate([logit_matrix(table.claims), hidden_matrix(table)], axis=1)
+
+
+def _with_all(table: Table) -> Floats:
+    return np.concatenate([_with_hidden(table), table.claims.heads], axis=1)
 
 
 def hidden_matrix(table: Table) -> Floats:

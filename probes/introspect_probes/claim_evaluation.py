@@ -51,7 +51,7 @@ def evaluate_claims(probe: ClaimProbe, fit: Table, calibration: Table, test: Tab
     for condition in conditions:
         inside = test.claims.condition == condition
         claims, answers = test.claims.where(inside), cases_of(test)[inside]
-        own = {name: value[inside] for name, value in scores.items()}
+        own = known_scores(scores, inside)
         rows = {ALL: compare(own, claims, answers, macro=True)}
         for kind in sorted(set(claims.kinds.tolist())):
             of_kind = claims.kinds == kind
@@ -67,7 +67,14 @@ def evaluate_claims(probe: ClaimProbe, fit: Table, calibration: Table, test: Tab
             "reliability": reliability(risks[inside], claims.label),
             "shuffled_labels": _known([weighted_auroc(s[inside], claims.label, np.ones(len(claims))) for s in shuffled]),
         }
-    return ClaimReport(result, compare(scores, test.claims, cases_of(test), macro=True))
+    everywhere = known_scores(scores, np.ones(len(test.claims), dtype=np.bool_))
+    return ClaimReport(result, compare(everywhere, test.claims, cases_of(test), macro=True))
+
+
+def known_scores(scores: dict[str, Floats], inside: NDArray[np.bool_]) -> dict[str, Floats]:
+    """The rows of a mask, of those scores that all of them have."""
+    own = {name: value[inside] for name, value in scores.items()}
+    return {name: value for name, value in own.items() if np.isfinite(value).all()}
 
 
 def cases_of(table: Table) -> NDArray[np.str_]:

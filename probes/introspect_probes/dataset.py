@@ -108,6 +108,22 @@ class Table:
         """Condition of every answer."""
         return np.array([a.trace.condition for a in self.answers])
 
+    @property
+    def has_hidden(self) -> NDArray[np.bool_]:
+        """Whether hidden states were kept, of every answer."""
+        return np.array([a.trace.hidden is not None for a in self.answers], dtype=np.bool_)
+
+    @property
+    def agreement(self) -> NDArray[np.float64]:
+        """Share of sampled answers that equal each answer; NaN where none were drawn."""
+        return np.array([np.nan if a.trace.agreement is None else a.trace.agreement for a in self.answers], dtype=np.float64)
+
+    def where(self, mask: NDArray[np.bool_]) -> Table:
+        """The answers of a mask, and their claims."""
+        claims = self.claims.where(mask[self.claims.answer])
+        claims = replace(claims, answer=(np.cumsum(mask) - 1)[claims.answer])
+        return Table(tuple(a for a, kept in zip(self.answers, mask, strict=True) if kept), claims)
+
     def confidence_features(self, risks: NDArray[np.float64], cut: Callable[[int], int] | None = None) -> Array:
         """What the confidence probe reads of every answer, `[answers, features]`.
 

@@ -15,7 +15,6 @@ from introspect.provenance import provenance
 from introspect_probes.answer_evaluation import evaluate_answers
 from introspect_probes.card import card
 from introspect_probes.carriers import carriers
-from introspect_probes.claim_baselines import has_hidden
 from introspect_probes.claim_evaluation import evaluate_claims
 from introspect_probes.dataset import Table, load_table
 from introspect_probes.domain import Domain
@@ -100,13 +99,18 @@ def check_answers(fit: Table, test: Table) -> None:
 
 
 def absent_baselines(fit: Table, test: Table) -> dict[str, str]:
-    """Baselines that these traces do not allow, and why."""
+    """Baselines that these traces do not allow, in all or some conditions, and why."""
     absent = {}
-    if not (has_hidden(fit) and has_hidden(test)):
-        absent["hidden states (L+H)"] = "these traces hold none; record with --hidden"
-    if any(a.trace.agreement is None for a in test.answers):
-        absent["agreement of samples"] = "no answers were sampled; record with --samples 10"
+    held = test.has_hidden if fit.has_hidden.any() else np.zeros(len(test.answers), dtype=np.bool_)
+    if without := _conditions_of(test, ~held):
+        absent["hidden states (L+H)"] = f"{without}: not every answer holds them; record with --hidden"
+    if without := _conditions_of(test, np.isnan(test.agreement)):
+        absent["agreement of samples"] = f"{without}: not every answer was sampled; record with --samples 10"
     return absent
+
+
+def _conditions_of(test: Table, mask: NDArray[np.bool_]) -> str:
+    return ", ".join(sorted(set(test.conditions[mask].tolist())))
 
 
 def evaluate_guarantee(guarantee: Guarantee, test: Table, confidence: Floats) -> dict[str, Any]:

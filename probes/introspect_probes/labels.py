@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from introspect_probes.errors import TraceError
 from introspect_probes.grammar import find_claims, find_words, question_form
-from introspect_probes.traces import FALSE, TRUE, UNKNOWN, ClaimLabel, Trace, read_traces
+from introspect_probes.traces import FALSE, TRUE, UNKNOWN, ClaimLabel, Trace, Wanted, read_traces
 from introspect_probes.worlds.claims import Judgement, claims_in_answer_tokens
 
 
@@ -48,20 +48,20 @@ def read_labels(folder: Path) -> dict[str, Label]:
     return {name: label for name, (_, label) in found.items()}
 
 
-def read_labelled(folder: Path, *, with_heads: bool = True) -> Iterator[Trace]:
-    """The traces of a folder, with the labels beside them; those without one are as they were recorded.
+def read_labelled(folder: Path, *, with_heads: bool = True, wanted: Wanted | None = None) -> Iterator[Trace]:
+    """The traces of a folder, or those `wanted`, with the labels beside them; those without one are as they were recorded.
 
     Raises:
-        TraceError: see `read_labels` and `traces.read_traces`; or a label is of a trace that is not there.
+        TraceError: see `read_labels` and `traces.read_traces`; or, where all are wanted, a label is of a trace that is not there.
     """
     labels = read_labels(folder)
     met = set()
-    for trace in read_traces(folder, with_heads=with_heads):
+    for trace in read_traces(folder, with_heads=with_heads, wanted=wanted):
         label = labels.get(trace.id)
         if label is not None:
             met.add(trace.id)
         yield trace if label is None else _joined(trace, label)
-    if lost := sorted(labels.keys() - met):
+    if wanted is None and (lost := sorted(labels.keys() - met)):
         raise TraceError(f"{folder} holds a label for {lost[0]!r} and no such trace; remove the label, or bring back the trace's part")
 
 

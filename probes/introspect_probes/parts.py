@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from introspect_probes.errors import FitError
-from introspect_probes.traces import Trace, matcher_of, read_manifest
+from introspect_probes.traces import Entry, Trace, matcher_of, read_manifest
 
 OUTSIDE_KIND = "outside"
 
 
-def part_of(trace: Trace) -> str:
+def part_of(trace: Trace | Entry) -> str:
     """`fit`, `calibration` or `test`: the digit pool where there is one, else a stable hash of the group (one fifth is test)."""
     if trace.pool is not None:
         return {"probe": "fit", "calibration": "calibration"}.get(trace.pool, "test")

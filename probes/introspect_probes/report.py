@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from statistics import mean, stdev
 from typing import Any
 
 SCORE_ORDER = ("position", "question type", "max probability", "mean logprob", "entropy", "L", "attention alone", "probe")
+_UNKNOWN: list[float | None] = [None]
 
 
 def _cell(value: list[float | None]) -> str:
@@ -13,6 +15,11 @@ def _cell(value: list[float | None]) -> str:
     if None in value:
         return "-" if value[0] is None else f"{value[0]:.3f}"
     return f"{value[0]:.3f} [{value[1]:.3f}, {value[2]:.3f}]"
+
+
+def _names(parts: Iterable[dict[str, Any]]) -> list[str]:
+    """Scores of any condition, the probe last; some need what was recorded under some conditions only."""
+    return sorted(dict.fromkeys(name for part in parts for name in part), key=lambda name: name == "probe")
 
 
 def _spread(values: list[float]) -> str:
@@ -40,27 +47,26 @@ def baselines_table(report: dict[str, Any]) -> str:
         **{c: part["auroc"]["all"]["scores"] for c, part in report["claims"].items()},
         "all together": report["claims_pooled"]["scores"],
     }
-    names = list(report["claims_pooled"]["scores"])
     lines = ["| score | " + " | ".join(parts) + " |", "|" + "---|" * (len(parts) + 1)]
-    lines += [
-        f"| {f'**{name}**' if name == 'probe' else name} | {' | '.join(_cell(own[name]) for own in parts.values())} |" for name in names
-    ]
+    for name in _names(parts.values()):
+        cells = [_cell(own.get(name, _UNKNOWN)) for own in parts.values()]
+        lines.append(f"| {f'**{name}**' if name == 'probe' else name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def controls_table(report: dict[str, Any]) -> str:
     """What is left when position, type, or either's luck is taken away, by condition, as Markdown."""
     claims = report["claims"]
-    names = ["L", *(["L+H"] if "L+H" in report["claims_pooled"]["scores"] else []), "probe"]
+    names = ["L", *(["L+H"] if any("L+H" in c["auroc"]["all"]["scores"] for c in claims.values()) else []), "probe"]
     lines = ["| figure | " + " | ".join(claims) + " |", "|" + "---|" * (len(claims) + 1)]
     for name in names:
-        cells = [_cell(c["within_position_and_type"].get("scores", {}).get(name, [None] * 3)) for c in claims.values()]
+        cells = [_cell(c["within_position_and_type"].get("scores", {}).get(name, _UNKNOWN)) for c in claims.values()]
         lines.append(f"| {name} within type and position bin | {' | '.join(cells)} |")
     pairs = {"probe - L": "probe_minus_L", "probe - L, two-way bootstrap": "probe_minus_L_two_way", "probe - L+H": "probe_minus_L+H"}
     pairs["attention added to L+H"] = "L+H+attention_minus_L+H"
     for title, key in pairs.items():
-        if key in report["claims_pooled"]:
-            lines.append(f"| {title} | {' | '.join(_cell(c['auroc']['all'][key]) for c in claims.values())} |")
+        if any(key in c["auroc"]["all"] for c in claims.values()):
+            lines.append(f"| {title} | {' | '.join(_cell(c['auroc']['all'].get(key, _UNKNOWN)) for c in claims.values())} |")
     for metric in ("brier", "log_loss", "ece"):
         for title, own in (("class prior", "class prior"), ("L", "L")):
             if all(own in c["calibrated_baselines"] for c in claims.values()):
@@ -74,10 +80,9 @@ def controls_table(report: dict[str, Any]) -> str:
 def answers_table(report: dict[str, Any]) -> str:
     """AUROC of confidence and its baselines by condition, with the calibration of confidence, as Markdown."""
     conditions = list(report["conditions"])
-    names = list(report["answers"][conditions[0]]["auroc"])
     lines = ["| score | " + " | ".join(conditions) + " |", "|" + "---|" * (len(conditions) + 1)]
-    for name in names:
-        cells = [_cell(report["answers"][c]["auroc"][name]) for c in conditions]
+    for name in _names(report["answers"][c]["auroc"] for c in conditions):
+        cells = [_cell(report["answers"][c]["auroc"].get(name, _UNKNOWN)) for c in conditions]
         shown = f"**{name} (confidence)**" if name == "probe" else name
         lines.append(f"| {shown} | {' | '.join(cells)} |")
     errors = [f"{report['answers'][c]['confidence']['ece']:.3f}" for c in conditions]

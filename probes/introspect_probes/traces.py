@@ -9,10 +9,10 @@ an absent value.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -194,12 +194,24 @@ class TraceWriter:
         path.with_suffix(".tmp").replace(path)
 
 
-def read_traces(folder: Path, *, with_heads: bool = True) -> Iterator[Trace]:
-    """All traces of a folder.
+class Entry(NamedTuple):
+    """By what a trace is chosen before it is read: see `Trace`."""
+
+    id: str
+    pool: str | None
+    group: str
+
+
+Wanted = Callable[[Entry], bool]
+
+
+def read_traces(folder: Path, *, with_heads: bool = True, wanted: Wanted | None = None) -> Iterator[Trace]:
+    """All traces of a folder, or those that are wanted.
 
     Args:
         folder: where they are.
         with_heads: without, the steps carry no head statistics and reading is quick.
+        wanted: which; the others are passed over without being read.
 
     Raises:
         TraceError: there are none.
@@ -215,6 +227,9 @@ def read_traces(folder: Path, *, with_heads: bool = True) -> Iterator[Trace]:
         if missing:
             raise TraceError(f"{part} is of another schema: without the column {min(missing)}; record it again in a folder of its own")
         for batch in file.iter_batches(batch_size=256, columns=[c for c in columns if c in file.schema_arrow.names]):
+            if wanted is not None:
+                entries = zip(*(batch[name].to_pylist() for name in Entry._fields), strict=True)
+                batch = batch.filter(pa.array([wanted(Entry(*entry)) for entry in entries], pa.bool_()))
             for row in batch.to_pylist() if not with_heads else _rows(batch):
                 yield _trace(row, shape)
 

@@ -97,11 +97,9 @@ def read_parts(folders: Sequence[Path], store: TokenStore, *, has_promise: bool)
     fit, calibration, promised = (TableBuilder(store) for _ in range(3))
     outside: list[Trace] = []
     budgets: list[EffectiveBudget] = []
-    traces = chain.from_iterable(read_labelled(folder) for folder in folders)
+    traces = chain.from_iterable(read_labelled(folder, wanted=lambda entry: part_of(entry) != "test") for folder in folders)
     for trace in tqdm(traces, desc="reading traces", unit="answer", leave=False):
         part = part_of(trace)
-        if part == "test":
-            continue
         if trace.kind == OUTSIDE_KIND:
             outside.append(replace(trace, steps=(), hidden=None, picture=None))
             continue
@@ -116,7 +114,7 @@ def _drawn_again(folders: Sequence[Path], calibration: Table, seed: int = 0) -> 
     ids = np.array([a.trace.id for a in calibration.answers])
     kinds = [np.flatnonzero(calibration.reduced == reduced) for reduced in (False, True)]
     drawn = {str(ids[i]) for rows in kinds for i in rng.permutation(rows)[:MOST]}
-    return (trace for folder in folders for trace in read_labelled(folder) if trace.id in drawn)
+    return chain.from_iterable(read_labelled(folder, wanted=lambda entry: entry.id in drawn) for folder in folders)
 
 
 def sparse_variants(probes: ProbeSet, fit: Table, calibration: Table) -> list[Checkpoint]:

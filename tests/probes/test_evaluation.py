@@ -10,10 +10,13 @@ import pytest
 
 from introspect.types import Budget
 from introspect_probes import claim_evaluation, metrics
+from introspect_probes.answer_evaluation import evaluate_answers
 from introspect_probes.claim_baselines import slots
-from introspect_probes.claim_evaluation import within_position_and_type
-from introspect_probes.evaluation import evaluate
+from introspect_probes.claim_evaluation import evaluate_claims, within_position_and_type
+from introspect_probes.dataset import load_table
+from introspect_probes.evaluation import absent_baselines, evaluate
 from introspect_probes.metrics import ClusterBootstrap
+from introspect_probes.published import published_confidence, published_risks
 from introspect_probes.record import record
 from introspect_probes.report import summary
 from introspect_probes.signals import STRATEGIES
@@ -85,6 +88,27 @@ def test_a_class_prior_is_scored_as_a_probability(report, folder):
         prior = part["calibrated_baselines"]["class prior"]
         assert prior["brier"] == pytest.approx(float(((labels - prior_rate) ** 2).mean()), abs=1e-4)
         assert part["calibrated_baselines"]["L"]["count"] == len(labels)
+
+
+def test_a_baseline_is_compared_under_the_conditions_that_have_it(folder, probes, report, monkeypatch):
+    monkeypatch.setattr(claim_evaluation, "SHUFFLES", 1)
+    monkeypatch.setattr(metrics, "RESAMPLES", 50)
+    traces = [replace(t, hidden=None if t.condition == "full" else t.hidden) for t in read_traces(folder)]
+    fit, calibration, test = (load_table(t for t in traces if t.pool == pool) for pool in ("probe", "calibration", "test"))
+    conditions = ["full", "snapkv@10%"]
+    claims = evaluate_claims(probes.claims, fit, calibration, test, published_risks(probes, test.claims), conditions)
+    whole, reduced = (claims.conditions[c]["auroc"]["all"]["scores"] for c in conditions)
+    assert reduced["L+H"][0] > reduced["L"][0]
+    assert {"L+H", "L+H+attention"} <= set(reduced) - set(whole) - set(claims.pooled["scores"])
+    assert whole["probe"][0] == report["claims"]["full"]["auroc"]["all"]["scores"]["probe"][0]
+    answers = evaluate_answers(fit, test, published_confidence(probes, test), conditions)
+    assert [("probe_minus_L+H" in answers[c]) for c in conditions] == [False, True]
+    absent = absent_baselines(fit, test)
+    assert absent["hidden states (L+H)"].startswith("full: ")
+    assert "agreement of samples" not in absent
+    shown = summary({**report, "claims": claims.conditions, "claims_pooled": claims.pooled, "answers": answers})
+    (line,) = (line for line in shown.splitlines() if line.startswith("| probe - L+H |"))
+    assert [cell.strip() == "-" for cell in line.split("|")[2:-1]] == [True, False]
 
 
 def test_the_summary_shows_them(report):

@@ -72,3 +72,16 @@ def test_traces_of_one_pool_are_named_not_a_traceback(engine: Engine, tmp_path: 
         train([tmp_path / "test-pool"], tmp_path / "out", name="x")
     with pytest.raises(TraceError, match="give their folders too"):
         evaluate(load_probe_set(), [tmp_path / "test-pool"], tmp_path / "report")
+
+
+def test_what_is_not_wanted_is_passed_over(trace_folder, traces):
+    seen = []
+
+    def wanted(entry):
+        seen.append(entry)
+        return entry.id.endswith("@full")
+
+    found = list(read_traces(trace_folder, wanted=wanted))
+    assert seen == [(t.id, t.pool, t.group) for t in traces]
+    assert [t.id for t in found] == [t.id for t in traces if t.condition == "full"]
+    assert found[0].steps[0].heads.lse.tolist() == traces[0].steps[0].heads.lse.tolist()
