@@ -14,7 +14,7 @@ class Arena:
     """Keys and values of one layer in flat slots; each (sequence, KV head) owns one run of them.
 
     A run has a fixed capacity and is appended to in place, so that a decode
-    step moves no memory. Positions ascend within a run.
+    step moves no memory. Positions ascend within a run. All tensors are contiguous.
 
     Attributes:
         k: `[slots, head_dim]`.
@@ -95,8 +95,8 @@ class Arena:
         index = torch.arange(batch * heads, dtype=torch.int32, device=device).view(batch, heads)
         used = torch.full((batch,), tokens, device=device) if length is None else length
         return cls(
-            k=k.reshape(-1, head_dim),
-            v=v.reshape(-1, head_dim),
+            k=k.reshape(-1, head_dim).contiguous(),
+            v=v.reshape(-1, head_dim).contiguous(),
             position=torch.arange(tokens, dtype=torch.int32, device=device).repeat(batch * heads),
             segment=segment.to(torch.uint8)[:, None].expand(-1, heads, -1).reshape(-1),
             start=index * tokens,

@@ -15,7 +15,7 @@ def is_integer(tensor: torch.Tensor) -> bool:
 
 
 def check_arena(arena: Arena) -> None:
-    """Dtypes, shapes and devices of an arena's tensors.
+    """Dtypes, shapes and devices of an arena's tensors, and that their numbers follow each other: kernels write where they lie.
 
     Raises:
         KernelInputError: one of them does not fit; the message says which.
@@ -27,6 +27,7 @@ def check_arena(arena: Arena) -> None:
         )
     slots, runs = arena.k.shape[:1], tuple(arena.start.shape)
     expected: tuple[tuple[str, torch.Tensor | None, torch.dtype, tuple[int, ...]], ...] = (
+        ("k", arena.k, arena.k.dtype, tuple(arena.k.shape)),
         ("v", arena.v, arena.k.dtype, tuple(arena.k.shape)),
         ("position", arena.position, torch.int32, slots),
         ("segment", arena.segment, torch.uint8, slots),
@@ -43,6 +44,8 @@ def check_arena(arena: Arena) -> None:
                 f"the arena's {name} must be {dtype} {tuple(shape)} on {device}, "
                 f"got {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
             )
+        if tensor is not None and not tensor.is_contiguous():
+            raise KernelInputError(f"the arena's {name} must be contiguous, got strides {tensor.stride()} of shape {shape}")
 
 
 def check_runs(start: torch.Tensor, entries: torch.Tensor, slots: int) -> None:

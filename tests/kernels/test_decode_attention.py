@@ -281,15 +281,23 @@ def test_nan_in_a_key_is_not_hidden(where: int) -> None:
         assert getattr(stats, name).isnan().all(), name
 
 
-def test_an_arena_whose_rows_lie_apart_is_read_as_it_is() -> None:
+@pytest.mark.parametrize("name", ["k", "v", "position", "segment", "start", "length", "capacity", "received", "queries"])
+def test_an_arena_whose_numbers_lie_apart_is_refused(name: str) -> None:
     arena = ragged_arena([[50, 9]], 16, seed=33)
+    slots = arena.k.shape[0]
+    arena = replace(arena, received=torch.zeros(slots), queries=torch.zeros(slots, dtype=torch.int32))
     q, position = query(arena, 4, seed=34)
-    wide = torch.full((2, arena.k.shape[0], 24), torch.nan)
-    wide[0, :, :16], wide[1, :, :16] = arena.k, arena.v
-    apart = replace(arena, k=wide[0, :, :16], v=wide[1, :, :16])
-    across = replace(arena, k=arena.k.T.contiguous().T, v=arena.v.T.contiguous().T)
-    for other in (apart, across):
-        assert torch.equal(decode_attention(q, arena, position, 0.2)[0], decode_attention(q, other, position, 0.2)[0])
+    tensor = getattr(arena, name)
+    apart = torch.stack([tensor, tensor], -1)[..., 0]
+    with pytest.raises(KernelInputError, match=f"the arena's {name} must be contiguous, got strides"):
+        decode_attention(q, replace(arena, **{name: apart}), position, 0.2)
+
+
+def test_a_cache_whose_rows_lie_apart_makes_an_arena() -> None:
+    wide, segment = torch.randn(1, 2, 7, 24, generator=torch.Generator().manual_seed(33)), torch.zeros(1, 7, dtype=torch.uint8)
+    q, position = torch.ones(1, 4, 16), torch.tensor([6])
+    ours, theirs = (Arena.dense(k, k, segment) for k in (wide[..., :16], wide[..., :16].clone()))
+    assert torch.equal(decode_attention(q, ours, position, 0.2)[0], decode_attention(q, theirs, position, 0.2)[0])
 
 
 def test_a_segment_that_is_none_is_refused_and_changes_nothing() -> None:

@@ -28,14 +28,12 @@ class Call(NamedTuple):
         group: query heads of a run.
         head_dim: size of a head.
         slots: of the arena.
-        k_stride: numbers from one key to the next.
-        v_stride: likewise.
         measure: whether statistics are wanted; the output is the same to the bit without.
         keep: whether the entries' received attention grows.
         scale: of fp64, one number: the factor on the scores.
         q: `[runs, group, head_dim]`, of the type of keys and values.
-        k: `[slots, k_stride]`, of which `head_dim` columns are keys.
-        v: `[slots, v_stride]`.
+        k: `[slots, head_dim]`.
+        v: likewise.
         position: int32 `[slots]`.
         segment: uint8 `[slots]`.
         start: int32 `[runs]`.
@@ -63,8 +61,6 @@ class Call(NamedTuple):
     group: int
     head_dim: int
     slots: int
-    k_stride: int
-    v_stride: int
     measure: int
     keep: int
     scale: int

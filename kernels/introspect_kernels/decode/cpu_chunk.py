@@ -148,7 +148,7 @@ def attend_chunk(
 
     Args:
         q: fp32 `[group, head_dim]`, scaled.
-        k: `[slots, head_dim]` or wider.
+        k: `[slots, head_dim]`, any type that `as_float` takes.
         v: likewise.
         position: `int32 [slots]`.
         segment: `uint8 [slots]`.

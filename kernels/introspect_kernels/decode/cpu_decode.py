@@ -34,8 +34,8 @@ def attend(tag: Any, call: Call, scratch: Any, fields: int) -> None:
     """
     group, head_dim = call.group, call.head_dim
     queries = carray(address(call.q), (call.runs, group, head_dim), tag.dtype)
-    keys = carray(address(call.k), (call.slots, call.k_stride), tag.dtype)
-    values = carray(address(call.v), (call.slots, call.v_stride), tag.dtype)
+    keys = carray(address(call.k), (call.slots, head_dim), tag.dtype)
+    values = carray(address(call.v), (call.slots, head_dim), tag.dtype)
     position = carray(address(call.position), (call.slots,), np.int32)
     segment = carray(address(call.segment), (call.slots,), np.uint8)
     start, length = carray(address(call.start), (call.runs,), np.int32), carray(address(call.length), (call.runs,), np.int32)

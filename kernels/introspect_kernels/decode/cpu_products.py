@@ -40,7 +40,7 @@ def scores_of(q: Any, k: Any, first: int, count: int, scores: Any) -> None:
 
     Args:
         q: fp32 `[group, head_dim]`, scaled.
-        k: `[slots, >= head_dim]`, any type that `as_float` takes.
+        k: `[slots, head_dim]`, any type that `as_float` takes.
         first: first row of k.
         count: rows.
         scores: fp32 `[group, >= count]`, written.

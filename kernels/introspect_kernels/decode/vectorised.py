@@ -39,7 +39,7 @@ def decode_attention_vectorised(
     kv_heads, threads = arena.num_kv_heads, torch.get_num_threads()
     out, packed = torch.empty(batch, heads, head_dim), _memory_for_statistics(batch, heads, kv_heads) if stats else None
     # What is read is named, so that it outlives the call even where it is a copy.
-    q, k, v, factor = q.contiguous(), _with_whole_rows(arena.k), _with_whole_rows(arena.v), array("d", [scale])
+    q, k, v, factor = q.contiguous(), arena.k.contiguous(), arena.v.contiguous(), array("d", [scale])
     where, segment, start, length = (
         arena.position.contiguous(),
         arena.segment.contiguous(),
@@ -56,8 +56,6 @@ def decode_attention_vectorised(
         heads // kv_heads,
         head_dim,
         k.shape[0],
-        k.stride(0),
-        v.stride(0),
         stats,
         received is not None and queries is not None,
         factor.buffer_info()[0],
@@ -108,8 +106,3 @@ def _memory_for_statistics(batch: int, heads: int, kv_heads: int) -> PackedStats
         torch.empty(len(INDICES), batch, heads, dtype=torch.int32),
         torch.empty(batch, kv_heads, NUM_SEGMENTS, dtype=torch.int32),
     )
-
-
-def _with_whole_rows(x: torch.Tensor) -> torch.Tensor:
-    """Rows of numbers that follow each other; rows themselves may lie apart."""
-    return x if x.is_contiguous() or (x.stride(1) == 1 and x.stride(0) >= x.shape[1]) else x.contiguous()
