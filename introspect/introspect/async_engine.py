@@ -7,8 +7,10 @@ import contextlib
 import logging
 import queue
 import threading
+import weakref
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from dataclasses import replace
 
 from introspect.answer import Answer
 from introspect.engine import Engine
@@ -37,6 +39,11 @@ class _Ticket:
         self.cancelled = False
 
 
+def _is_choice(one: Request, other: Request) -> bool:
+    """Whether two requests differ in nothing that their prompt depends on."""
+    return one.messages is other.messages and one.budget == other.budget and one.sampling.max_tokens == other.sampling.max_tokens
+
+
 class AsyncEngine:
     """Runs requests as they come, on a thread of its own that starts with the first one.
 
@@ -51,6 +58,7 @@ class AsyncEngine:
         self._engine = engine
         self._changed = threading.Condition()
         self._encoding = threading.Lock()
+        self._last: weakref.ref[EncodedPrompt] | None = None
         self._coming: deque[_Ticket] = deque()
         self._going: deque[_Ticket] = deque()
         self._tickets: dict[Answer, _Ticket] = {}
@@ -80,9 +88,15 @@ class AsyncEngine:
         return self._bytes
 
     def encode(self, request: Request) -> EncodedPrompt:
-        """See `Engine.encode`; from one thread at a time."""
+        """See `Engine.encode`; from one thread at a time. Choices of one request, which share its messages, are encoded once."""
         with self._encoding:
-            return self._engine.encode(request)
+            last = self._last() if self._last is not None else None
+            if last is not None and _is_choice(request, last.request):
+                prompt = replace(last, request=request)
+            else:
+                prompt = self._engine.encode(request)
+            self._last = weakref.ref(prompt)
+            return prompt
 
     async def stream(self, request: Request) -> AsyncGenerator[StepTrace, None]:
         """The steps of one request as they come. Closing the generator ends it and frees its memory.

@@ -203,6 +203,19 @@ class SlotPool:
         for layer in range(len(self._layers)):
             self.trim(layer)
 
+    def copy(self, runs: Runs, slack: int, *, tracked: bool = False) -> Runs:
+        """Runs of another sequence with the same entries, and `slack` free slots each; `tracked` keeps what they receive."""
+        made, capacity = self.new_runs(tracked=tracked), runs.length.cpu() + slack
+        try:
+            with torch.inference_mode():
+                for layer, pool in enumerate(self._layers):
+                    self.allocate(layer, [made], capacity[layer : layer + 1], pool.k)
+                    self._copy(layer, runs, made)
+        except Exception:
+            self.release(made)
+            raise
+        return made
+
     @torch.inference_mode()
     def resize(self, runs: Runs, capacity: torch.Tensor) -> None:
         """Move a sequence's entries to runs of another capacity, `int32 [layers, kv_heads]` on the CPU, none below its entries."""
@@ -211,14 +224,7 @@ class SlotPool:
             del pool.owners[runs]
             pool.owners[old] = None
             self.allocate(layer, [runs], capacity[layer : layer + 1], pool.k)
-            runs.length[layer] = old.length[layer]
-            most = int(old.length[layer].max())
-            step = torch.arange(most, device=self.device)
-            used = step < old.length[layer][:, None]
-            source, target = ((one.start[layer][:, None] + step)[used].long() for one in (old, runs))
-            for column in (pool.k, pool.v, pool.position, pool.segment, pool.received, pool.queries):
-                if column is not None:
-                    column[target] = column[source]
+            self._copy(layer, old, runs)
             self._release(layer, old)
         self.version += 1
 
@@ -245,6 +251,17 @@ class SlotPool:
             owned += pool.used * size
             filled += sum(int(runs.length[layer].sum()) for runs in pool.owners) * size
         return KVBytes(allocated, owned, filled)
+
+    def _copy(self, layer: int, old: Runs, new: Runs) -> None:
+        """Entries of one sequence to the slots of another."""
+        pool = self._layers[layer]
+        new.length[layer] = old.length[layer]
+        step = torch.arange(int(old.length[layer].max()), device=self.device)
+        used = step < old.length[layer][:, None]
+        source, target = ((one.start[layer][:, None] + step)[used].long() for one in (old, new))
+        for column in (pool.k, pool.v, pool.position, pool.segment, pool.received, pool.queries):
+            if column is not None:
+                column[target] = column[source]
 
     def _release(self, layer: int, runs: Runs) -> None:
         pool, block = self._layers[layer], runs.blocks[layer]

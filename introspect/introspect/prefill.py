@@ -55,6 +55,16 @@ def prefill_shape(prompt: EncodedPrompt) -> tuple[object, ...]:
     return (prompt.length, window, tuple((name, tuple(value.shape)) for name, value in sorted(prompt.pixels.items())))
 
 
+def same_prompt(one: EncodedPrompt, other: EncodedPrompt) -> bool:
+    """Whether reading one is reading the other: the same tokens, pictures and budget."""
+    first, second = one.request, other.request
+    if one.length != other.length or one.pixels.keys() != other.pixels.keys() or first.budget != second.budget:
+        return False
+    pairs = [(one.token_ids, other.token_ids), *((value, other.pixels[name]) for name, value in one.pixels.items())]
+    same = all(a is b or (a.dtype == b.dtype and torch.equal(a, b)) for a, b in pairs)
+    return same and first.question == second.question and np.array_equal(one.segments, other.segments)
+
+
 class Prefill:
     """Prompts of one shape while they are read.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import cast
 
@@ -16,11 +17,11 @@ from introspect.lanes import wants
 from introspect.limits import Limits, Need, bytes_of, check_fits, need_of
 from introspect.loading import LoadedModel
 from introspect.pool import KVBytes, Runs, SlotPool
-from introspect.prefill import Prefill, prefill_shape
+from introspect.prefill import Prefill, prefill_shape, same_prompt
 from introspect.prompt import EncodedPrompt
 from introspect.rebudgeting import rebudget_runs
 from introspect.stepwise import Stepwise
-from introspect.types import StepTrace
+from introspect.types import PromptInfo, StepTrace
 
 logger = logging.getLogger(__name__)
 
@@ -162,13 +163,15 @@ class Scheduler:
         free = self._limits.max_batch - len(self._running)
         if not self._waiting or (self._running and free < min(self._limits.refill, len(self._waiting))):
             return
-        group, shape, tokens = list[Answer](), prefill_shape(self._waiting[0].prompt), 0
+        group, same, shape, tokens = list[Answer](), list[Answer](), prefill_shape(self._waiting[0].prompt), 0
         for answer in list(self._waiting):
             tokens += answer.prompt.length
             if group and self._running and tokens > self._limits.prefill_chunk:
                 break
-            if len(group) < free and prefill_shape(answer.prompt) == shape and self._fits([*group, answer]):
-                group.append(answer)
+            taken = [*group, *same]
+            if len(taken) < free and prefill_shape(answer.prompt) == shape and self._fits([*taken, answer]):
+                is_same = any(same_prompt(answer.prompt, other.prompt) for other in group)
+                (same if is_same else group).append(answer)  # of what is the same one is read, and the others join when it is
             elif not group:
                 return
         for answer in group:
@@ -196,8 +199,26 @@ class Scheduler:
         for answer, sequence in zip(reading.answers, reading.work.sequences, strict=True):
             answer.info, answer.runs, answer.room = sequence.info, sequence.runs, self._needs[answer].slack
         self._running += reading.answers
-        self._step = None
+        self._share(reading.answers)
         return []
+
+    def _share(self, readers: Sequence[Answer]) -> None:
+        """Who waits with a prompt that was just read joins with a copy of what was kept of it."""
+        for answer in list(self._waiting):
+            if len(self._running) >= self._limits.max_batch:
+                return
+            reader = next((one for one in readers if same_prompt(one.prompt, answer.prompt)), None)
+            if reader is None or not self._fits([answer]):
+                continue
+            need, runs, info = self._needs[answer], cast("Runs", reader.runs), cast("PromptInfo", reader.info)
+            try:
+                answer.runs = self._pool.copy(runs, need.slack, tracked=need.is_bounded)
+            except Exception:
+                logger.warning("request %s could not share a prefill", answer.prompt.request.id, exc_info=True)
+                return
+            answer.info, answer.room = replace(info, request_id=answer.prompt.request.id), need.slack
+            self._waiting.remove(answer)
+            self._running.append(answer)
 
     def _fail_reading(self, reading: _Reading, problem: Exception) -> list[Event]:
         """A prompt could not be read; of several that were read together each has another try alone."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from answers import assert_same_answer, finish
 from families import TinyModel
 
 from introspect.answer import Answer
@@ -14,7 +15,6 @@ from introspect.engine import Engine
 from introspect.errors import IntrospectError, RequestError
 from introspect.limits import bytes_of, need_of
 from introspect.prompt import EncodedPrompt
-from introspect.scheduler import Scheduler
 from introspect.types import Budget, SamplingParams, StepTrace
 from introspect_kernels import Arena
 
@@ -31,34 +31,6 @@ def prompt_of(tiny: TinyModel, seed: int, *, max_tokens: int = 5, signals: bool 
     """Prompts that differ in content, budget and length of the answer."""
     prompt = tiny.prompt(seed, max_tokens=max_tokens, budget=BUDGETS[seed % len(BUDGETS)])
     return replace(prompt, request=replace(prompt.request, signals=signals))
-
-
-def finish(scheduler: Scheduler) -> dict[Answer, list[StepTrace | Exception]]:
-    """Everything that comes until nothing is left to do."""
-    found: dict[Answer, list[StepTrace | Exception]] = {}
-    while scheduler.has_work:
-        for answer, event in scheduler.step():
-            found.setdefault(answer, []).append(event)
-    return found
-
-
-def assert_same_answer(ours: list[StepTrace], alone: list[StepTrace]) -> None:
-    """Logits within 1e-4, and tokens wherever the margin exceeds that (here it always does)."""
-    assert len(ours) == len(alone)
-    for step, expected in zip(ours, alone, strict=True):
-        if expected.logits is not None and step.logits is not None:
-            assert expected.logits.margin > 1e-4
-            assert step.logits.logprob == pytest.approx(expected.logits.logprob, abs=1e-4)
-        assert (step.token_id, step.position, step.text, step.finish_reason) == (
-            expected.token_id,
-            expected.position,
-            expected.text,
-            expected.finish_reason,
-        )
-        assert (step.heads is None) == (expected.heads is None)
-        if step.heads is not None and expected.heads is not None:
-            np.testing.assert_array_equal(step.heads.retained, expected.heads.retained)
-            np.testing.assert_allclose(step.heads.lse, expected.heads.lse, atol=1e-4)
 
 
 def test_answers_do_not_depend_on_who_joins_and_leaves(tiny_llava: TinyModel) -> None:
