@@ -19,6 +19,7 @@ from introspect_probes.probe_set import ProbeSet, load_probe_set
 from introspect_probes.training_free import TrainingFree
 from introspect_service.errors import ServiceError
 from introspect_service.following import FollowedEngine
+from introspect_service.process_memory import bound_arenas
 from introspect_service.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ def load_backend(settings: Settings) -> Backend:
         IntrospectError: the model cannot be loaded, or the policy needs visual-head scores that it does not have.
         ProbesError: the probe set that was named cannot be read, or was not fitted for this model.
     """
+    bound_arenas()
     policy = settings.budget.policy
     if policy not in available_policies():
         raise ServiceError(f"policy: expected one of {', '.join(available_policies())}, got {policy!r}")

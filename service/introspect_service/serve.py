@@ -14,6 +14,7 @@ from introspect_service.app import create_app
 from introspect_service.backend import Backend
 from introspect_service.events import STREAM_KEY
 from introspect_service.logs import write_json_lines
+from introspect_service.process_memory import settle
 from introspect_service.reader import DEFAULT_URL
 from introspect_service.settings import Settings, without_password
 from introspect_service.state import Service
@@ -57,6 +58,7 @@ class AnnouncingServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start to listen, then say so."""
         await super().startup(sockets)
+        settle()
         if self.started:
             self._announce()
 
