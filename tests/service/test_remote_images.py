@@ -2,76 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import gzip
 import ssl
-import struct
-import threading
-import zlib
-from contextlib import contextmanager
-from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import httpx
-import openai
 import pytest
 import trustme
+from picture_server import NAME, PNG, fetch, fetcher, listening, names, refused
 
-from introspect_service.errors import ImageError
-from introspect_service.remote_images import MOST_REDIRECTS, RemoteImages, is_public
-from introspect_service.settings import Settings
-
-NAME = "pictures.test"
-
-
-class Pictures(BaseHTTPRequestHandler):
-    """Serves what its server's `routes` say: a status, headers and a body, or a function that writes the answer."""
-
-    def do_GET(self):
-        self.server.asked.append((self.client_address, self.headers, self.path))
-        route = self.server.routes[self.path]
-        if callable(route):
-            route(self)
-            return
-        status, headers, body = route
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_):
-        """Nothing is written to the terminal."""
-
-
-class Server(ThreadingHTTPServer):
-    """A real server on the loopback."""
-
-    daemon_threads = True
-
-    def __init__(self, tls=None):
-        super().__init__(("127.0.0.1", 0), Pictures)
-        self.routes, self.asked, self.stopped = {}, [], threading.Event()
-        self.port = self.server_address[1]
-        if tls is not None:
-            self.socket = tls.wrap_socket(self.socket, server_side=True)
-
-    def handle_error(self, *_):
-        """A client that goes away is what is tested."""
-
-
-@contextmanager
-def listening(tls=None):
-    server = Server(tls)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.stopped.set()
-        server.shutdown()
-        thread.join(10)
-        server.server_close()
+from introspect_service.remote_images import MOST_REDIRECTS, is_public
 
 
 @pytest.fixture
@@ -80,41 +18,6 @@ def server(make):
         made.png = make.encoded(make.picture(8, 8))
         made.routes["/a.png"] = (200, {"Content-Type": "image/png"}, made.png)
         yield made
-
-
-def names(**known):
-    """A resolver of the names that are given, with underscores for dots; each answer of a list is given once."""
-    asked = []
-
-    async def resolve(host, _):
-        asked.append(host)
-        found = known[host.replace(".", "_")]
-        return found.pop(0) if isinstance(found[0], list) else found
-
-    resolve.asked = asked
-    return resolve
-
-
-def fetcher(server, resolve=None, **options):
-    """A fetcher that may ask the test's server by its name, and for which the loopback is public; everything else is as served."""
-    given = {
-        "hosts": [f"{NAME}:{server.port}"], "max_bytes": 10_000, "total_bytes": 15_000, "seconds": 20, "allow_http": True,
-        "resolve": resolve or names(pictures_test=["127.0.0.1"]),
-        "is_allowed": lambda address: address == "127.0.0.1" or is_public(address),
-    }  # fmt: skip
-    return RemoteImages(**(given | options))
-
-
-def fetch(images, *urls):
-    return asyncio.run(images.fetch_all(urls))
-
-
-def refused(images, url):
-    """Why the picture is not taken."""
-    (reason,) = fetch(images, url).values()
-    assert isinstance(reason, ImageError), reason
-    assert "127.0.0" not in str(reason)
-    return str(reason)
 
 
 def test_a_picture_of_a_listed_host_is_fetched_with_nothing_of_ours_in_the_request(server, monkeypatch):
@@ -270,9 +173,6 @@ def broken(handler):
     handler.wfile.write(b"x")
 
 
-PNG = {"Content-Type": "image/png"}
-
-
 @pytest.mark.parametrize(
     ("route", "says"),
     [
@@ -342,92 +242,3 @@ def test_over_https_the_certificate_must_be_the_name_s(make, authority, named, i
         else:
             assert "could not be reached" in refused(images, url)
             assert server.asked == []
-
-
-def post(url, model, *urls):
-    parts = [{"type": "image_url", "image_url": {"url": each}} for each in urls]
-    body = {
-        "model": model,
-        "messages": [{"role": "user", "content": [*parts, {"type": "text", "text": "how many red ?"}]}],
-        "max_tokens": 2,
-    }
-    return httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60)
-
-
-@pytest.fixture
-def served(settings, backend, server, make):
-    """A service that fetches from the test's server, for which alone the loopback is public."""
-    own = settings.model_copy(update={"port": make.free_port(), "redis": "off"})
-    with make.running(own, backend) as (url, app):
-        app.state.service = replace(app.state.service, remote_images=fetcher(server, max_bytes=own.max_image_bytes, total_bytes=400_000))
-        yield url
-
-
-def test_end_to_end_a_fetched_picture_says_what_the_same_picture_sent_says(served, settings, server, make):
-    server.routes["/b.png"] = (200, PNG, make.encoded(make.picture(seed=3)))
-    chat = make.messages(uri=f"http://{NAME}:{server.port}/b.png")
-    with openai.OpenAI(base_url=f"{served}/v1", api_key="none", max_retries=0) as client:
-        got, sent = (
-            client.chat.completions.create(model=settings.model, messages=each, max_tokens=4, logprobs=True)
-            for each in (chat, make.messages(uri=make.data_uri(server.routes["/b.png"][2])))
-        )
-    assert got.choices[0].logprobs == sent.choices[0].logprobs
-    # One that is fetched and one that is sent share a request.
-    mixed = post(served, settings.model, f"http://{NAME}:{server.port}/a.png", make.data_uri(make.encoded(make.picture(8, 8))))
-    assert mixed.status_code == 200
-
-
-def bomb(width, height):
-    """A PNG that claims a size and holds hardly any data."""
-
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    head = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
-
-
-def test_end_to_end_the_picture_at_fault_is_named_and_a_bomb_is_not_decoded(served, settings, server):
-    server.routes["/bomb.png"] = (200, PNG, bomb(50_000, 50_000))
-    server.routes["/text.png"] = (200, PNG, b"secret of another server")
-    for name, says in (("bomb", "pixels"), ("text", "cannot be read as png")):
-        response = post(served, settings.model, f"http://{NAME}:{server.port}/a.png", f"http://{NAME}:{server.port}/{name}.png")
-        assert response.status_code == 400
-        error = response.json()["error"]
-        assert (error["code"], error["param"]) == ("invalid_image", "messages.0.content.1.image_url.url")
-        assert says in error["message"]
-        assert "secret" not in response.text
-    too_many = [f"http://{NAME}:{server.port}/a.png"] * 3
-    server.asked.clear()
-    assert post(served, settings.model, *too_many).json()["error"]["code"] == "limit_exceeded"
-    assert server.asked == [], "counted before anything is fetched"
-
-
-def test_as_it_is_served_a_host_that_is_not_public_is_refused_even_where_it_is_listed(settings, backend, server, make):
-    own = settings.model_copy(
-        update={"port": make.free_port(), "redis": "off", "remote_image_hosts": f"localhost:{server.port}", "remote_image_http": True}
-    )
-    with make.running(own, backend) as (url, _):
-        error = post(url, settings.model, f"http://localhost:{server.port}/a.png").json()["error"]
-        assert "no public address" in error["message"]
-        assert "not fetched from this host" in post(url, settings.model, f"http://127.0.0.1:{server.port}/a.png").json()["error"]["message"]
-    assert server.asked == []
-
-
-def test_by_default_nothing_is_fetched(url, settings, server):
-    error = post(url, settings.model, f"http://localhost:{server.port}/a.png").json()["error"]
-    assert "Remote pictures are not fetched" in error["message"]
-    assert server.asked == []
-
-
-@pytest.mark.parametrize(
-    "hosts",
-    ["", "https://images.example.org", "a.example, ", "*.example.org", "a/b", "user@host", "host:x", "-a.example", "a b", "bücher.example"],
-)
-def test_hosts_that_are_no_names_are_refused_at_start(hosts):
-    with pytest.raises(ValueError, match=r"images\.example\.org"):
-        Settings(remote_image_hosts=hosts)
-
-
-def test_hosts_are_listed_by_commas_in_any_case():
-    assert Settings(remote_image_hosts="Images.Example.org, b.example:8443").image_hosts == ("images.example.org", "b.example:8443")
