@@ -25,7 +25,8 @@ from introspect_service.settings import Settings
 logger = logging.getLogger(__name__)
 
 SMALL = 30_000_000
-"""Parameters of a model below which one thread is used on a CPU. The embedded one has four million, and decodes twice as fast so."""
+"""Parameters of a model below which one thread is used on a CPU. The embedded one has four million; `introspect bench service`
+measures it with one thread and with one a core."""
 
 StartError = (ServiceError, IntrospectError, ProbesError)
 """What `load_backend` raises where settings and what they name do not fit; the message says what to do."""

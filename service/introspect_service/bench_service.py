@@ -63,6 +63,8 @@ def run(*, requests: int, seconds: float, quick: bool) -> dict[str, Any]:
         add({"case": "events to the stream", **asyncio.run(events_per_second(url, 2_000 if quick else 30_000))})
     for case in throughput(seconds, rounds):
         add(case)
+    for case in threads(seconds, rounds):
+        add(case)
     with ServiceProcess() as service:
         warm_up(service)
         for streams in STREAMS:
@@ -77,22 +79,33 @@ def run(*, requests: int, seconds: float, quick: bool) -> dict[str, Any]:
 
 
 def throughput(seconds: float, rounds: int) -> list[dict[str, Any]]:
-    """Tokens a second with probes and stream against without either, in turns so that a busy machine troubles both alike."""
-    rates: dict[tuple[int, bool], list[float]] = {(batch, on): [] for batch in BATCHES for on in (True, False)}
+    """Tokens a second with probes and stream against without either."""
     with ServiceProcess() as with_signals, ServiceProcess(*OFF) as without:
-        for service in (with_signals, without):
-            warm_up(service)
-        for _ in range(rounds):
-            for batch in BATCHES:
-                for on, service in ((True, with_signals), (False, without)):
-                    rates[batch, on].append(_rate(service, batch, seconds))
+        return _in_turns("throughput", {"on": with_signals, "off": without}, seconds, rounds)
+
+
+def threads(seconds: float, rounds: int) -> list[dict[str, Any]]:
+    """Tokens a second with the one thread of torch that a small model has by default against one for each core."""
+    with ServiceProcess() as one, ServiceProcess(INTROSPECT_THREADS=str(os.cpu_count() or 1)) as all_cores:
+        return _in_turns("threads of torch", {"one": one, "one_a_core": all_cores}, seconds, rounds)
+
+
+def _in_turns(case: str, arms: dict[str, ServiceProcess], seconds: float, rounds: int) -> list[dict[str, Any]]:
+    """Tokens a second of two services, in turns so that a busy machine troubles both alike; `ratio` is the first over the second."""
+    rates: dict[tuple[int, str], list[float]] = {(batch, name): [] for batch in BATCHES for name in arms}
+    for service in arms.values():
+        warm_up(service)
+    for _ in range(rounds):
+        for batch in BATCHES:
+            for name, service in arms.items():
+                rates[batch, name].append(_rate(service, batch, seconds))
+    first, second = arms
     return [
         {
-            "case": "throughput",
+            "case": case,
             "streams": batch,
-            "tokens_per_second_on": [round(rate, 2) for rate in rates[batch, True]],
-            "tokens_per_second_off": [round(rate, 2) for rate in rates[batch, False]],
-            "ratio": round(statistics.median(a / b for a, b in zip(rates[batch, True], rates[batch, False], strict=True)), 4),
+            **{f"tokens_per_second_{name}": [round(rate, 2) for rate in rates[batch, name]] for name in arms},
+            "ratio": round(statistics.median(a / b for a, b in zip(rates[batch, first], rates[batch, second], strict=True)), 4),
         }
         for batch in BATCHES
     ]
