@@ -48,6 +48,8 @@ SHIFTS: dict[str, Shift] = {
         Shift("snapkv-50", Budget("snapkv", ratio=0.5), degrades="cache"),
         Shift("snapkv-6", Budget("snapkv", ratio=0.06), degrades="cache"),
         Shift("coverage-12", Budget("coverage", ratio=0.12), degrades="cache"),
+        Shift("coverage-50", Budget("coverage", ratio=0.5), degrades="cache"),
+        Shift("coverage-6", Budget("coverage", ratio=0.06), degrades="cache"),
         Shift("heavy-noise", noise=HEAVY_NOISE, degrades="image"),
         Shift("covered", style=SceneStyle(cover_share=0.9), degrades="image"),
         Shift("sight-fails", style=SceneStyle(seven_blue=0.0, caption_share=0.0)),
