@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from introspect_kernels import KernelError, decode_attention
-from introspect_kernels.bench import cpu, gpu, rivals
+from introspect_kernels.bench import cpu, first_call, gpu, markdown, rivals
 from introspect_kernels.bench.gate import GateError, check
 from introspect_kernels.bench.problems import DTYPES, EMBEDDED, LLAVA_7B, QWEN_7B, Problem, Shape, make, segments
 from introspect_kernels.bench.rows import cpu_row, gpu_row
@@ -119,3 +119,21 @@ def test_segments_lie_as_in_a_prompt(entries: int) -> None:
 def test_without_a_gpu_the_gpu_benchmark_says_so() -> None:
     with pytest.raises(KernelError, match="needs a CUDA device"):
         gpu_row(quick=True, progress=print)
+
+
+def test_the_first_call_is_timed_where_it_compiles_and_where_it_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(first_call, "DTYPES", {"fp32": torch.float32})
+    row = cpu_row([], seconds=0, static=False, compiles=True)
+    took = row["first_call_seconds"]
+    assert {name: set(seconds) for name, seconds in took.items()} == {"fp32": {"compiled", "loaded"}}
+    # Not a matter of speed: a compiler takes many times what reading a file does, or the second process has compiled as well.
+    assert took["fp32"]["compiled"] > took["fp32"]["loaded"] > 0
+    line = markdown.first_call_line({"fp32": {"compiled": 9.87, "loaded": 0.31}, "bf16": {"compiled": 8, "loaded": 0.4}})
+    assert line == " The first call in a process: fp32 9.9 s, from kept machine code 0.3 s; bf16 8.0 s, from kept machine code 0.4 s."
+    assert markdown.first_call_line({}) == ""
+
+
+def test_a_first_call_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(first_call, "DTYPES", {"fp32": "torch.no_dtype"})
+    with pytest.raises(KernelError, match=r"compiling for torch\.no_dtype failed"):
+        first_call.first_calls()

@@ -40,7 +40,14 @@ def run_line(row: dict[str, Any]) -> str:
     return (
         f"{facts['date'][:10]}, commit `{facts.get('commit', 'unknown')[:7]}`, {machine['processor']}, {machine['cores']} cores, "
         f"torch {versions['torch']}. {len(row['cases'])} cases: {row['method']}. Largest error in the gate: {worst:.2f} of its budget."
+        + first_call_line(row.get("first_call_seconds", {}))
     )
+
+
+def first_call_line(seconds: dict[str, dict[str, float]]) -> str:
+    """What the first call of each dtype takes; nothing where it was not measured."""
+    each = "; ".join(f"{dtype} {took['compiled']:.1f} s, from kept machine code {took['loaded']:.1f} s" for dtype, took in seconds.items())
+    return f" The first call in a process: {each}." if each else ""
 
 
 def times_table(cases: list[dict[str, Any]], keys: tuple[str, ...]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from introspect_kernels.bench import cpu, gpu
+from introspect_kernels.bench.first_call import first_calls
 from introspect_kernels.bench.gate import Attention
 from introspect_kernels.bench.gpu_rivals import not_installed
 from introspect_kernels.bench.problems import Problem
@@ -22,6 +23,7 @@ def cpu_row(
     *,
     seconds: float,
     static: bool,
+    compiles: bool = False,
     attend: Attention = decode_attention,
     progress: Progress = lambda case: None,  # noqa: ARG005 - a default that ignores what it is told
 ) -> dict[str, Any]:
@@ -31,6 +33,7 @@ def cpu_row(
         chosen: the problems, such as `cpu.problems()`.
         seconds: to spend on each.
         static: whether to compile the Triton kernels for GPUs and add what that counts, where Triton is installed.
+        compiles: whether to add what the first call of each dtype takes, which compiles.
         attend: what is measured; something else than `decode_attention` shows that the gate works.
         progress: told each case as it is done.
 
@@ -48,6 +51,8 @@ def cpu_row(
         "cases": cases,
         "targets": met,
     }
+    if compiles:
+        row["first_call_seconds"] = first_calls()
     if static and importlib.util.find_spec("triton") is not None:
         from introspect_kernels.bench.static import static_counts
 

@@ -82,7 +82,7 @@ def decode_attention_packed(
 def compile_ahead(dtype: torch.dtype) -> None:
     """Compile what `decode_attention` runs on a CPU, which its first call would do otherwise.
 
-    It takes some ten seconds once; afterwards the machine code is loaded in a fraction of one.
+    It takes long once, and is loaded afterwards; `introspect bench kernels` writes down how long.
 
     Args:
         dtype: of keys and values.

@@ -1,6 +1,6 @@
 """The compiled CPU path as a C function of one address, and where its machine code is kept.
 
-Compiling takes some ten seconds for each dtype, once: Numba keeps the code beside the sources, or in the user's cache
+Compiling takes long for each dtype, once: Numba keeps the code beside the sources, or in the user's cache
 directory where it may not write there. It notices when the file of a function has changed, but not when that of another
 function has which it calls; so the entry depends on a hash of all.
 """
