@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from introspect.attention import LayerCache
 from introspect.budgeting import kept_entries
 from introspect.heads.visual_heads import kv_head_scores
 from introspect.loading import LoadedModel
 from introspect.policies import Prefilled, Selection, get_policy
+from introspect.prefill_pass import LayerCache
 from introspect.prompt import EncodedPrompt
 from introspect.types import EffectiveBudget, PromptInfo
 from introspect_kernels import NUM_SEGMENTS, Segment

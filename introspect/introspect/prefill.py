@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from introspect.attention import LayerCache, PrefillPass, PromptReadError, active, is_active
+from introspect.attention import active, is_active
 from introspect.budgeting import kept_entries
 from introspect.chunked import chunked_layers
 from introspect.keeping import Keeping
 from introspect.loading import LoadedModel
 from introspect.policies import Selection
 from introspect.pool import Runs, SlotPool
+from introspect.prefill_pass import LayerCache, PrefillPass, PromptReadError
 from introspect.prompt import EncodedPrompt
 from introspect.stepwise import Pause
 from introspect.types import PromptInfo

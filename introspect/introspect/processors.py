@@ -23,7 +23,7 @@ def load_processor(folder: Path, config: Any) -> Any:
 
     Raises:
         OSError: there is none.
-        ValueError: what is there takes no pictures.
+        ValueError: what is there takes no pictures, or its tokenizer does not tell where tokens stand.
         ImportError: it needs a package that is not installed.
     """
     try:
@@ -35,6 +35,9 @@ def load_processor(folder: Path, config: Any) -> Any:
         processor = pictures_only(kind).from_pretrained(folder)
     if not hasattr(processor, "image_processor"):
         raise ValueError(f"expected a processor with an image processor, found only {type(processor).__name__}")
+    tokenizer = processor.tokenizer
+    if not getattr(tokenizer, "is_fast", False):
+        raise ValueError(f"expected a tokenizer that tells where tokens stand in a text (a fast one), not {type(tokenizer).__name__}")
     return processor
 
 

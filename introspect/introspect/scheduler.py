@@ -17,10 +17,10 @@ from introspect.lanes import wants
 from introspect.limits import Limits, Need, bytes_of, check_fits, need_of
 from introspect.loading import LoadedModel
 from introspect.pool import KVBytes, Runs, SlotPool
-from introspect.prefill import Prefill, prefill_shape, same_prompt
+from introspect.prefill import prefill_shape, same_prompt
 from introspect.prompt import EncodedPrompt
+from introspect.reading import Reading
 from introspect.rebudgeting import rebudget_runs
-from introspect.stepwise import Stepwise
 from introspect.types import PromptInfo, StepTrace
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class Scheduler:
         self._waiting: deque[Answer] = deque()
         self._running: list[Answer] = []
         self._needs: dict[Answer, Need] = {}
-        self._reading: _Reading | None = None
+        self._reading: Reading | None = None
         self._step: DecodeStep | None = None
         self._steps: dict[StepShape, DecodeStep] = {}
         self._parking: Runs | None = None
@@ -176,7 +176,7 @@ class Scheduler:
                 return
         for answer in group:
             self._waiting.remove(answer)
-        self._reading = _Reading(self._loaded, group, [self._needs[a] for a in group], self._pool, self._limits.prefill_chunk)
+        self._reading = Reading(self._loaded, group, [self._needs[a] for a in group], self._pool, self._limits.prefill_chunk)
 
     def _fits(self, group: Iterable[Answer]) -> bool:
         if self._limits.kv_bytes is None:
@@ -186,7 +186,7 @@ class Scheduler:
             needs.append(Need(1, False, self._loaded.num_layers * self._loaded.num_kv_heads))  # what is parked
         return bytes_of(self._loaded, needs) <= self._limits.kv_bytes
 
-    def _read(self, reading: _Reading) -> list[Event]:
+    def _read(self, reading: Reading) -> list[Event]:
         """A piece of the prefill, or all of it where nobody else has to wait."""
         allowance = self._limits.prefill_chunk * self._loaded.num_layers if self._running else None
         try:
@@ -220,7 +220,7 @@ class Scheduler:
             self._waiting.remove(answer)
             self._running.append(answer)
 
-    def _fail_reading(self, reading: _Reading, problem: Exception) -> list[Event]:
+    def _fail_reading(self, reading: Reading, problem: Exception) -> list[Event]:
         """A prompt could not be read; of several that were read together each has another try alone."""
         self._drop_reading()
         if len(reading.answers) == 1:
@@ -229,7 +229,7 @@ class Scheduler:
             return [(reading.answers[0], problem)]
         events: list[Event] = []
         for answer in reading.answers:
-            self._reading = _Reading(self._loaded, [answer], [self._needs[answer]], self._pool, self._limits.prefill_chunk)
+            self._reading = Reading(self._loaded, [answer], [self._needs[answer]], self._pool, self._limits.prefill_chunk)
             while self._reading is not None:
                 events += self._read(self._reading)
         return events
@@ -345,28 +345,3 @@ class Scheduler:
         if self._step is not None:
             self._step.write_back()
             self._step = None
-
-
-class _Reading:
-    """A group of answers whose prompts are being read."""
-
-    def __init__(self, loaded: LoadedModel, answers: list[Answer], needs: list[Need], pool: SlotPool, chunk: int) -> None:
-        self.answers = answers
-        self.work = Prefill(
-            loaded,
-            [answer.prompt for answer in answers],
-            pool,
-            slack=[need.slack for need in needs],
-            tracked=[need.is_bounded for need in needs],
-            chunk=chunk,
-        )
-        self._steps = Stepwise(self.work.run)
-
-    def advance(self, allowance: int | None) -> bool:
-        """Read on; whether the prompts are read."""
-        return self._steps.advance(allowance)
-
-    def cancel(self) -> None:
-        """Stop reading and give everything back."""
-        self._steps.cancel()
-        self.work.free()

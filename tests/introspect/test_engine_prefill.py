@@ -9,11 +9,11 @@ import pytest
 import torch
 from families import TinyModel
 
-from introspect import attention
-from introspect.attention import LayerCache, PrefillPass
+from introspect import prefill_pass
 from introspect.chunked import borders
 from introspect.engine import Engine
 from introspect.loading import load_model
+from introspect.prefill_pass import LayerCache, PrefillPass
 from introspect.types import Budget, Request, SamplingParams, StepTrace
 from introspect_probes.worlds.world import get_world
 
@@ -100,7 +100,7 @@ def test_one_layers_cache_at_a_time(tiny_llava: TinyModel, monkeypatch: pytest.M
             alive.append(weakref.ref(self.k.untyped_storage()))
 
     monkeypatch.setattr(PrefillPass, "attend", watched)
-    monkeypatch.setattr(attention, "LayerCache", Noted)
+    monkeypatch.setattr(prefill_pass, "LayerCache", Noted)
     prompt = tiny_llava.prompt(1, max_tokens=1, budget=Budget(policy, entries=24))
     list(Engine(tiny_llava.loaded, prefill_chunk=chunk).generate_encoded([prompt]))
     assert len(alive) == tiny_llava.loaded.num_layers

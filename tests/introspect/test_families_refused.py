@@ -121,6 +121,16 @@ def test_a_model_without_a_processor_is_refused(tmp_path: Path) -> None:
         load_model(str(tmp_path))
 
 
+def test_a_tokenizer_that_does_not_tell_where_tokens_stand_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    loaded = FAMILIES["llava-next"]().loaded
+    loaded.model.save_pretrained(tmp_path)
+    loaded.processor.save_pretrained(tmp_path)
+    monkeypatch.setattr(type(loaded.tokenizer), "is_fast", False)
+    with pytest.raises(ModelLoadError, match="expected a tokenizer that tells where tokens stand"):
+        load_model(str(tmp_path))
+
+
 @pytest.mark.parametrize(("kind", "can"), [(Qwen2VLProcessor, True), (SmolVLMProcessor, False), (LlavaProcessor, False)])
 def test_only_an_optional_video_part_is_done_without(kind: Any, can: bool) -> None:
     assert can_do_without_video(kind) == can
