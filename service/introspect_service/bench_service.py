@@ -48,7 +48,6 @@ def run(*, requests: int, seconds: float, quick: bool) -> dict[str, Any]:
             row of such a run would tell of something else than it says.
     """
     console = Console(highlight=False)
-    facts = provenance()
     cases: list[dict[str, Any]] = [{"case": "machine", "load_average_at_the_start": [round(value, 2) for value in os.getloadavg()]}]
 
     def add(case: dict[str, Any]) -> None:
@@ -59,6 +58,7 @@ def run(*, requests: int, seconds: float, quick: bool) -> dict[str, Any]:
     with ValkeyServer() as server:
         url = str(server.connection_url)
         backend = load_backend(Settings(redis="off"))
+        facts = provenance()  # with the threads that the model has been given
         add({"case": "added time a token", **asyncio.run(added_per_token(backend, url, 2 if quick else 20))})
         add({"case": "events to the stream", **asyncio.run(events_per_second(url, 2_000 if quick else 30_000))})
     for case in throughput(seconds, rounds):

@@ -18,6 +18,7 @@ from introspect_service.process_memory import settle
 from introspect_service.reader import DEFAULT_URL
 from introspect_service.settings import Settings, without_password
 from introspect_service.state import Service
+from introspect_service.warm_up import warm_up
 
 GRACE_SECONDS = 5
 """How long connections may take to close when the last answer has ended."""
@@ -40,6 +41,7 @@ class AnnouncingServer(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, announce: Callable[[], None], service: Callable[[], Service]) -> None:
         super().__init__(config)
         self._announce, self._service = announce, service
+        self._warming: asyncio.Task[int] | None = None
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Finish what was taken, while new requests get a 503; then end the event streams, which would go on for ever, and stop.
@@ -56,11 +58,13 @@ class AnnouncingServer(uvicorn.Server):
         await super().shutdown(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start to listen, then say so."""
+        """Start to listen, then say so; the model is warmed up behind that."""
         await super().startup(sockets)
         settle()
         if self.started:
             self._announce()
+            service = self._service()
+            self._warming = asyncio.create_task(asyncio.to_thread(warm_up, service.backend, service.draining.is_set))
 
 
 def serve(settings: Settings, backend: Backend, bound: socket.socket, announce: Callable[[], None], log_level: str = "warning") -> bool:
