@@ -311,6 +311,40 @@ def test_a_segment_that_is_none_is_refused_and_changes_nothing() -> None:
     assert not arena.received.any()
 
 
+@pytest.mark.parametrize("alternating", [False, True], ids=["few-pieces", "a-piece-for-each-entry"])
+def test_every_entry_keeps_what_it_got(alternating: bool) -> None:
+    ours = ragged_arena([[1100, 30], [0, 1024]], 16, seed=37, alternating=alternating)
+    slots = ours.k.shape[0]
+    start = torch.rand(slots, generator=torch.Generator().manual_seed(38))
+    ours = replace(ours, received=start.clone(), queries=torch.full((slots,), 5, dtype=torch.int32))
+    exact = replace(in_dtype(ours, torch.float64), received=start.clone(), queries=torch.full((slots,), 5, dtype=torch.int32))
+    q, position = query(ours, 6, seed=39)
+    assert (ours.position[ours.start[0, 0] : 1100] == position[0]).sum() == 1  # the query's own entry, which never counts
+    for stats in (True, False):
+        decode_attention(q, ours, position, 0.3, stats=stats)
+        decode_attention(q.double(), exact, position, 0.3, stats=stats, impl="reference")
+    assert ours.queries is not None
+    assert torch.equal(ours.queries, exact.queries)
+    torch.testing.assert_close(ours.received, exact.received, rtol=1e-5, atol=1e-6)
+
+
+def test_entries_of_one_position_are_summed() -> None:
+    arena = ragged_arena([[1030]], 16, seed=40, slack=0)
+    arena.position[:] = torch.arange(1030).clamp(max=1027) + (torch.arange(1030) > 1027)  # twice at s = q, and twice before
+    arena.position[1022:1027] = 1027
+    arena.segment[1022::2] = int(Segment.IMAGE)
+    arena.segment[1023::2] = int(Segment.QUESTION)
+    assert_close(arena, query(arena, 2, seed=41)[0], torch.tensor([1028]))
+
+
+def test_what_a_broken_run_says_is_of_its_own_entries() -> None:
+    arena = ragged_arena([[40, 40]], 16, seed=42, slack=0)
+    arena.k[:40], arena.segment[:40], arena.position[40:] = torch.nan, int(Segment.QUESTION), 7777
+    stats = decode_attention(torch.ones(1, 2, 16), arena, torch.tensor([9999]), 0.3)[1]
+    assert stats is not None
+    assert stats.argmax_position[0, 0] in arena.position[:40]
+
+
 def test_what_was_returned_is_not_written_to_again() -> None:
     arena, other = (ragged_arena([[1100, 30]], 64, seed=seed) for seed in (21, 22))
     q, position = query(arena, 4, seed=23)

@@ -64,7 +64,7 @@ def combine_head(chunks: int, g: int, measure: bool, sums: Any, out: Any, weight
             _add(joined[WHOLE], sums[c, g, part], weights[c, part])
         if measure:
             _add(joined[INSIDE], sums[c, g, IMAGE_PART], _weight(sums[c, g, IMAGE_PART], joined[INSIDE]))
-    share = np.float32(1.0 / joined[WHOLE, TOTAL]) if joined[WHOLE, TOTAL] != 0 else np.float32(np.nan)
+    share = np.float32(1.0 / joined[WHOLE, TOTAL])
     for i in range(whole.shape[0]):
         whole[i] = (whole[i] + image[i]) * share if chunks else np.float32(0)
     return _norm(image) * share / _norm(whole) if measure else np.nan
@@ -103,8 +103,8 @@ def _add(joined: Any, sums: Any, weight: float) -> None:
 
 @njit
 def _weight(sums: Any, joined: Any) -> float:
-    """e^(largest - the largest of all); zero where there is nothing but what is masked."""
-    return 0.0 if sums[LARGEST] == -np.inf else math.exp(float(sums[LARGEST]) - joined[LARGEST])
+    """e^(largest - the largest of all): zero where a part is empty or masked, NaN where all is."""
+    return math.exp(float(sums[LARGEST]) - joined[LARGEST])
 
 
 @njit
@@ -122,7 +122,7 @@ def write_reals(joined: Any, output_share: float, empty: bool, has_image: bool, 
     reals[:] = np.nan
     if empty:
         reals[_LSE] = -np.inf
-    elif whole[TOTAL] != 0:
+    else:
         log_total = math.log(whole[TOTAL])
         reals[_LSE] = whole[LARGEST] + log_total
         reals[_ENTROPY] = log_total - whole[TIMES_SCORE] / whole[TOTAL]
@@ -134,12 +134,12 @@ def write_reals(joined: Any, output_share: float, empty: bool, has_image: bool, 
         reals[_WINDOWED] = whole[WINDOWED] / whole[TOTAL]
         if has_image:
             reals[_IMAGE_SHARE] = output_share
-    if has_image and image[TOTAL] != 0:
+    if has_image:
         reals[_IMAGE_ENTROPY] = math.log(image[TOTAL]) - image[TIMES_SCORE] / image[TOTAL]
         reals[_IMAGE_MAX] = 1.0 / image[TOTAL]
 
 
-@njit
+@njit(error_model="numpy")
 def write_masses(chunks: int, g: int, weights: Any, mass: Any, joined: Any, masses: Any) -> None:
     """The share of each segment, of one head.
 
@@ -155,7 +155,7 @@ def write_masses(chunks: int, g: int, weights: Any, mass: Any, joined: Any, mass
         total = 0.0
         for c in range(chunks):
             total += weights[c, IMAGE_PART if s == _IMAGE else REST] * float(mass[c, g, s])
-        masses[s] = total / joined[WHOLE, TOTAL] if joined[WHOLE, TOTAL] != 0 else np.nan
+        masses[s] = total / joined[WHOLE, TOTAL]
 
 
 @njit
