@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
-from introspect.async_engine import AsyncEngine, Sink
+from introspect.async_engine import AsyncEngine, EngineClosedError, Sink
 from introspect.types import Request
 
 
@@ -26,3 +27,17 @@ class FollowedEngine(AsyncEngine):
         """
         ticket = self._submit(self.encode(request), sink)
         return lambda: self._cancel(ticket)
+
+    def _run(self) -> None:
+        """As it is; but where not even the end of everything goes well, whoever still waits is told rather than left to wait."""
+        try:
+            super()._run()
+        finally:
+            with self._changed:
+                left = [*self._tickets.values(), *self._coming] if self._thread in (threading.current_thread(), None) else []
+                if left:
+                    self._tickets.clear()
+                    self._coming.clear()
+                    self._scheduler = self._thread = None
+            for ticket in left:
+                ticket.sink(EngineClosedError("the engine failed"))
