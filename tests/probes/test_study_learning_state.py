@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import replace
 
@@ -16,7 +15,7 @@ from introspect_probes.embedded.checkpoints import save_checkpoint
 from introspect_probes.errors import ProbesError
 from introspect_probes.studies import learning_state as study
 from introspect_probes.studies.learning_rows import Rows, standardised_within
-from introspect_probes.studies.learning_table import learning_state_table
+from introspect_probes.studies.learning_table import learning_state_table, read_runs
 
 STEPS = [0, 10, 30, 100]
 ITEMS = 240
@@ -124,7 +123,7 @@ def test_the_study_runs_through_the_engine_and_resumes(runs, tmp_path, monkeypat
     monkeypatch.setattr(study, "PERMUTATIONS", 2)
     given = {"fit": 24, "test": 24, "heads": 4, "work": tmp_path / "work"}
     results = study.learning_state(tmp_path / "out", runs, **given)
-    assert [json.loads((tmp_path / "out" / f"{run.name}.json").read_text()) for run in runs] == results
+    assert read_runs(tmp_path / "out") == results
     for result in results:
         right = [entry["all"] for entry in result["right"]]
         assert right[0] < 0.3 < 0.6 < right[-1] < 1

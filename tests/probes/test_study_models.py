@@ -37,7 +37,8 @@ def test_a_cell_of_the_study_model_is_four_image_tokens() -> None:
     assert (CELL_PIXELS // shape.patch) ** 2 == 4
     model, processor = build_model(shape), build_processor(shape)
     assert model.config.image_seq_length == shape.image_tokens == 36
-    assert 900_000 < sum(p.numel() for p in model.parameters()) < 1_200_000
+    assert 900_000 < sum(p.numel() for p in model.parameters()) < 1_300_000
+    assert build_config(PLANS["study-multi-head"].shape).text_config.num_key_value_heads == 8
     scene = next(iter(PackedBatches(processor.tokenizer, shape, 1, 0, 0, mix=None, style=STUDY.stage(0).style)))
     assert int((scene.tokens == model.config.image_token_index).sum()) == 36
 

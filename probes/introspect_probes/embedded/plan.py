@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from introspect_probes.embedded.batches import SEARCH_MIX, Mix
 from introspect_probes.embedded.shape import SHAPES, ModelShape
@@ -88,19 +88,20 @@ def log_spaced(steps: int, count: int) -> set[int]:
     return {round(steps ** ((i + 1) / count)) for i in range(count)}
 
 
+_STUDY = Plan(
+    size="study",
+    easy_steps=300,
+    dense_steps=800,
+    joint_steps=2500,
+    dense_batch=48,
+    joint_lr=2.0e-3,
+    joint_checkpoints=True,
+    eager=True,
+    mix=READING_MIX,
+)
 PLANS: dict[str, Plan] = {
     "embedded": Plan(),
-    "study": Plan(
-        size="study",
-        easy_steps=300,
-        dense_steps=800,
-        joint_steps=1500,
-        dense_batch=48,
-        joint_batch=16,
-        joint_lr=3.0e-3,
-        joint_checkpoints=True,
-        eager=True,
-        mix=READING_MIX,
-    ),
+    "study": _STUDY,
+    "study-multi-head": replace(_STUDY, size="study-multi-head"),
 }
 """By size."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 IMAGE_SIZE = 96
 
@@ -42,7 +42,7 @@ class ModelShape:
 
 _STUDY = ModelShape(
     patch=16, vision_width=96, vision_inner=288, vision_layers=2, vision_heads=4,
-    width=128, inner=320, layers=4, heads=8, kv_heads=4, head_dim=16,
+    width=128, inner=320, layers=4, heads=8, kv_heads=4, head_dim=32,
 )  # fmt: skip
 SHAPES: dict[str, ModelShape] = {
     "embedded": ModelShape(
@@ -50,6 +50,8 @@ SHAPES: dict[str, ModelShape] = {
         width=192, inner=448, layers=5, heads=8, kv_heads=4, head_dim=32,
     ),
     "study": _STUDY,
+    "study-multi-head": replace(_STUDY, kv_heads=8),
 }  # fmt: skip
-"""By name. `study` has the shape of the pilot: 36 image tokens, four to a cell, about a million parameters."""
+"""By name. `study` has the shape of the pilot: 36 image tokens, four to a cell, 8 query and 4 KV heads, about a
+million parameters; `study-multi-head` has a KV head for every query head."""
 EMBEDDED = SHAPES["embedded"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +16,15 @@ from introspect_probes.studies.tables import markdown_table, with_interval
 _DELTAS = {"L+S": "S over L", "L+untrained": "untrained S over L", "L+truth+S": "S over L + truth"}
 
 
+def read_runs(folder: Path) -> list[dict[str, Any]]:
+    """The result files of the study's folder, run by run."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+
+
 def learning_state_table(results: Sequence[dict[str, Any]]) -> str:
     """What head statistics tell of what will be learned, run by run and over runs; then the curves of the head scores."""
+    if not results:
+        return "No results are filed."
     return "\n\n".join([_told(results), _verdict(results), _curves(results), _across(results)])
 
 
