@@ -147,6 +147,22 @@ class AsyncEngine:
             for ticket in tickets:
                 self._cancel(ticket)
 
+    def follow(self, request: Request, sink: Sink) -> Callable[[], None]:
+        """Run a request beside everything else that runs, and be called back, without a thread or loop of one's own.
+
+        Args:
+            request: what to answer.
+            sink: takes each step, or the error that ends the answer, on the engine's thread: it must not dally, nor raise.
+
+        Returns:
+            What ends the answer and frees its memory; call it when nobody listens any more, even behind its end.
+
+        Raises:
+            RequestError: the request cannot be served.
+        """
+        ticket = self._submit(self.encode(request), sink)
+        return lambda: self._cancel(ticket)
+
     def close(self, seconds: float = 10.0) -> None:
         """End every answer and the thread. A later request starts anew."""
         with self._changed:
@@ -219,12 +235,15 @@ class AsyncEngine:
             self._noted, self._bytes = seen, scheduler.kv_bytes
 
     def _end(self, scheduler: Scheduler, problem: Exception) -> None:
-        scheduler.close()
-        self._note(scheduler)
-        with self._changed:
-            tickets = [*self._tickets.values(), *self._coming]
-            self._tickets.clear()
-            self._coming.clear()
-            self._scheduler = self._thread = None
-        for ticket in tickets:
-            ticket.sink(problem)
+        """Free all memory and tell whoever still waits, even where freeing fails."""
+        try:
+            scheduler.close()
+            self._note(scheduler)
+        finally:
+            with self._changed:
+                tickets = [*self._tickets.values(), *self._coming]
+                self._tickets.clear()
+                self._coming.clear()
+                self._scheduler = self._thread = None
+            for ticket in tickets:
+                ticket.sink(problem)

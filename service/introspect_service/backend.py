@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from introspect.async_engine import AsyncEngine
 from introspect.engine import Engine
 from introspect.errors import IntrospectError
 from introspect.heads.visual_heads import kv_head_scores
@@ -18,7 +19,6 @@ from introspect_probes.errors import ProbesError
 from introspect_probes.probe_set import ProbeSet, load_probe_set
 from introspect_probes.training_free import TrainingFree
 from introspect_service.errors import ServiceError
-from introspect_service.following import FollowedEngine
 from introspect_service.process_memory import bound_arenas
 from introspect_service.settings import Settings
 
@@ -37,7 +37,7 @@ class Backend:
     """A loaded model and who scores its answers."""
 
     model: LoadedModel
-    engine: FollowedEngine
+    engine: AsyncEngine
     scorer: ProbeSet | TrainingFree
     feature_schema: str
 
@@ -58,7 +58,7 @@ def load_backend(settings: Settings) -> Backend:
     if get_policy(policy).needs_head_scores:
         kv_head_scores(model)
     use_threads(model, settings.threads)
-    engine = FollowedEngine(Engine(model, max_batch=settings.max_batch))
+    engine = AsyncEngine(Engine(model, max_batch=settings.max_batch))
     return Backend(model, engine, choose_scorer(model, settings), feature_schema_hash())
 
 

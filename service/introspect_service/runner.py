@@ -40,7 +40,7 @@ Listener = Callable[[Progress | Failed], None]
 
 
 class Follows(Protocol):
-    """The part of `following.FollowedEngine` that is used here."""
+    """The part of `AsyncEngine` that is used here."""
 
     def follow(self, request: Request, sink: Callable[[StepTrace | Exception], None]) -> Callable[[], None]:
         """Run a request; gives what ends it."""

@@ -9,12 +9,12 @@ import pytest
 from families import CORE, FAMILIES
 from safetensors.numpy import load
 
+from introspect.async_engine import AsyncEngine
 from introspect.engine import Engine
 from introspect.types import ImagePart, Message, Request, SamplingParams, TextPart
 from introspect_kernels import Segment, feature_schema_hash
 from introspect_probes.training_free import TrainingFree
 from introspect_service.backend import Backend
-from introspect_service.following import FollowedEngine
 from introspect_service.settings import Settings
 
 
@@ -22,7 +22,7 @@ from introspect_service.settings import Settings
 def served(request, make):
     """A service over a tiny model of a family, with random weights."""
     loaded = FAMILIES[request.param]().loaded
-    backend = Backend(loaded, FollowedEngine(Engine(loaded)), TrainingFree(loaded), feature_schema_hash())
+    backend = Backend(loaded, AsyncEngine(Engine(loaded)), TrainingFree(loaded), feature_schema_hash())
     settings = Settings(model=loaded.name, redis="off", port=make.free_port(), max_images=3)
     with make.running(settings, backend) as (url, _), openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
         yield url, client, backend
