@@ -8,11 +8,12 @@ what is missing. One layer is rebuilt at a time, so that a rebuild adds at most 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import cast
 
 import torch
 
+from introspect.layer_slots import LayerSlots
 from introspect_kernels import Arena
 
 
@@ -59,48 +60,6 @@ class Runs:
         return sum(block[1] for block in self.blocks if block is not None)
 
 
-@dataclass(eq=False)
-class _Layer:
-    """One layer's slots; `free` are holes `(first, size)` in ascending order, `owners` the sequences with a block here."""
-
-    k: torch.Tensor = field(default_factory=lambda: torch.empty(0, 0))
-    v: torch.Tensor = field(default_factory=lambda: torch.empty(0, 0))
-    position: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int32))
-    segment: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
-    received: torch.Tensor | None = None
-    queries: torch.Tensor | None = None
-    slots: int = 0
-    free: list[tuple[int, int]] = field(default_factory=list)
-    owners: dict[Runs, None] = field(default_factory=dict)
-
-    @property
-    def used(self) -> int:
-        return self.slots - sum(size for _, size in self.free)
-
-    def take_all(self, sizes: Sequence[int]) -> list[int] | None:
-        """First slots of the first holes that are large enough, which are no longer free; `None` where there are not enough."""
-        free, firsts = list(self.free), []
-        for size in sizes:
-            at = next((at for at, (_, room) in enumerate(free) if room >= size), None)
-            if at is None:
-                return None
-            first, room = free[at]
-            free[at : at + 1] = [(first + size, room - size)] if room > size else []
-            firsts.append(first)
-        self.free = free
-        return firsts
-
-    def give(self, first: int, size: int) -> None:
-        """Free slots, joined with the holes beside them."""
-        holes = sorted([*self.free, (first, size)])
-        self.free = []
-        for start, room in holes:
-            if self.free and sum(self.free[-1]) == start:
-                self.free[-1] = (self.free[-1][0], self.free[-1][1] + room)
-            else:
-                self.free.append((start, room))
-
-
 class SlotPool:
     """The slots of every layer.
 
@@ -118,7 +77,7 @@ class SlotPool:
     """
 
     def __init__(self, layers: int, kv_heads: int, device: torch.device, *, shrinks: bool = True) -> None:
-        self._layers = [_Layer() for _ in range(layers)]
+        self._layers = [LayerSlots() for _ in range(layers)]
         self.shape, self.device = (layers, kv_heads), device
         self._tracked, self._shrinks = 0, shrinks
         self.version = 0
