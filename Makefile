@@ -45,14 +45,15 @@ lint: install-dev
 install: $(VENV)/installed
 install-dev: $(VENV)/installed-dev
 
-# The embedded probe set from nothing but the embedded model: traces of three pools of handwriting under three conditions, causal
+# The embedded probe set from nothing but the embedded model: traces of three pools of handwriting under six conditions, causal
 # labels for strategy states, prompts from outside the world; then fit, and evaluate on the pool that no fit reads. Interrupted, it
-# goes on where it was. `make -j2 probes OMP_NUM_THREADS=1` uses two cores best; the steps took about 20 minutes.
+# goes on where it was. `make -j2 probes OMP_NUM_THREADS=1` uses two cores best.
 RUNS := runs
 MIX := $(foreach w,digit_at=2 color_at=1 where=1 color_of=1 digit_of=1.5 exists=1 count=1 sum_row=1 add_row=1.5 describe=2 fact=1 \
   fact_note=1 fact_unknown=1,--weight $w)
 RECORD := $(VENV)/bin/introspect record
-ANSWERED := --seed 1 $(MIX) --budget full --budget snapkv:20% --budget random:40%
+ANSWERED := --seed 1 $(MIX) --budget full --budget snapkv:20%
+REDUCED := --seed 1 $(MIX) --budget snapkv:12% --budget coverage:20% --budget coverage:12% --budget random:40%
 EXPLAINED := --seed 2 $(MIX) --budget full --budget snapkv:20% --interventions
 FACTS := --seed 3 --weight fact=1 --weight fact_unknown=1 --weight fact_note=0.5 --budget full --budget snapkv:20% --interventions
 POOLS := probe calibration test
@@ -60,19 +61,24 @@ POOLS := probe calibration test
 .PHONY: $(addprefix traces-,$(POOLS))
 traces-probe: CASES := 1500
 traces-probe: EXPLAIN := 260
+traces-probe: REDUCE := 600 --hidden
 traces-calibration: CASES := 700
 traces-calibration: EXPLAIN := 120
+traces-calibration: REDUCE := 300
 traces-test: CASES := 1200
 traces-test: EXPLAIN := 120
+traces-test: REDUCE := 300 --hidden
 $(addprefix traces-,$(POOLS)): traces-%: install-dev
 	$(RECORD) --out $(RUNS)/$* --world digits --pool $* --n $(CASES) $(ANSWERED)
 	$(if $(filter calibration,$*),,$(RECORD) --out $(RUNS)/$* --world outside --pool $* --seed 1 --n 240)
 	$(RECORD) --out $(RUNS)/$* --world digits --pool $* --n $(EXPLAIN) $(EXPLAINED)
 	$(RECORD) --out $(RUNS)/$* --world digits --pool $* --n 120 $(FACTS)
+	$(RECORD) --out $(RUNS)/$* --world digits --pool $* --n $(REDUCE) $(REDUCED)
 
 probes: $(addprefix traces-,$(POOLS))
-	$(VENV)/bin/introspect train $(foreach p,$(POOLS),--traces $(RUNS)/$p) --out probes/introspect_probes/embedded/probes --name embedded-1
-	$(VENV)/bin/introspect evaluate --probes embedded $(foreach p,$(POOLS),--traces $(RUNS)/$p) --out probes/results/embedded-1
+	$(VENV)/bin/introspect train --traces $(RUNS)/probe --traces $(RUNS)/calibration --target-risk 0.1 --delta 0.1 \
+	  --out probes/introspect_probes/embedded/probes --name embedded-2
+	$(VENV)/bin/introspect evaluate --probes embedded $(foreach p,$(POOLS),--traces $(RUNS)/$p) --out probes/results/embedded-2
 
 clean:
 	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -34,8 +34,8 @@ from introspect_probes.studies.shifts import SHIFTS
 from introspect_probes.studies.tables import free_running_table, kernel_only_table, read_results
 
 ROOT = Path(__file__).resolve().parent.parent
-REPORT = ROOT / "probes" / "results" / "embedded-1" / "report.json"
-DRIFT = ROOT / "probes" / "results" / "drift" / "embedded-1.json"
+REPORT = ROOT / "probes" / "results" / "embedded-2" / "report.json"
+DRIFT = ROOT / "probes" / "results" / "drift" / "embedded-2.json"
 STUDIES = ROOT / "probes" / "results"
 SCORING = ROOT / "probes" / "results" / "scoring" / "batch.json"
 KERNELS = sorted((ROOT / "kernels" / "benchmarks" / "results").glob("kernels-cpu-*.json"))

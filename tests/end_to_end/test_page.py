@@ -190,7 +190,7 @@ def round_half(value):
 
 GUARANTEED = """
 const [accepted, done] = [arguments[1], arguments[2]];
-const guarantee = {accepted, threshold: 0.9, target_risk: 0.05, delta: 0.1};
+const guarantee = accepted === null ? undefined : {accepted, threshold: 0.9, target_risk: 0.05, delta: 0.1};
 import('/page/gauge.js').then(m => {
   m.showFacts({...arguments[0], introspection: {...arguments[0].introspection, guarantee}});
   done([...document.querySelectorAll('#facts dt')].map(t => [t.textContent, t.nextSibling.textContent.replaceAll('\\u00a0', ' ')]));
@@ -200,9 +200,10 @@ import('/page/gauge.js').then(m => {
 
 def test_a_guarantee_is_told_where_the_probe_set_has_one_and_only_there(described):
     report = described.report()
-    assert "guarantee" not in report["introspection"]  # the embedded set promises nothing
-    assert "Guarantee" not in described.one("#facts").text
-    kept, missed = (dict(described.browser.execute_async_script(GUARANTEED, report, accepted)) for accepted in (True, False))
+    own = report["introspection"]["guarantee"]
+    assert ("none: " in described.one("#facts").text) != own["accepted"]
+    kept, missed, none = (dict(described.browser.execute_async_script(GUARANTEED, report, told)) for told in (True, False, None))
+    assert "Guarantee" not in none
     assert kept["Guarantee"].startswith("at most 5 % of the answers over the threshold of 90 % are wrong, unless")
     assert "(a chance of 10 %)" in kept["Guarantee"]
     assert missed["Guarantee"] == "none: the confidence is under the threshold of 90 %"
