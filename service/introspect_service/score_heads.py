@@ -35,33 +35,47 @@ def score_heads(
     n: Annotated[int, typer.Option(help="How many pictures of a world, or of rendered text.", min=2)] = 400,
     seed: Annotated[int, typer.Option(help="Which pictures.", min=0)] = 0,
     pool: Annotated[str, typer.Option(help="Whose handwriting, in the world of digits.")] = "probe",
+    font: Annotated[
+        list[Path] | None,
+        typer.Option(help="A font file for rendered text, instead of those found; may be repeated.", exists=True, dir_okay=False),
+    ] = None,
+    script: Annotated[
+        list[str] | None,
+        typer.Option(help="A script of rendered text, such as greek; may be repeated.", show_default="all that can be written"),
+    ] = None,
     picture: Annotated[bool, typer.Option(help="Draw the map of layers and heads.")] = True,
 ) -> None:
     """Find the heads that look at the evidence; without a world or cases the model must read rendered text."""
     from introspect.engine import Engine
     from introspect.errors import IntrospectError
     from introspect.heads.cases import read_head_cases
-    from introspect.heads.rendered import fonts, rendered_cases
+    from introspect.heads.rendered import rendered_cases
     from introspect.heads.scoring import score_heads as run
+    from introspect.heads.scripts import typefaces
     from introspect.loading import EMBEDDED, load_model
     from introspect.provenance import provenance
     from introspect_probes.errors import ProbesError
 
     if world is not None and cases is not None:
         _fail("give --world or --cases, not both")
-    if world is None and cases is None and model == EMBEDDED:
+    if (font or script) and (world is not None or cases is not None):
+        _fail("--font and --script are for rendered text; leave --world and --cases out")
+    if world is None and cases is None and model == EMBEDDED and not (font or script):
         world = "digits"
     chosen: Iterable[HeadCase]
     source: dict[str, object]
     try:
+        loaded = load_model(model, device=device)
         if cases is not None:
             chosen, source = read_head_cases(cases), {"source": cases.name}
         elif world is not None:
             chosen, source = world_cases(world, n, seed, pool), {"source": f"world {world}", "seed": seed, "pool": pool}
         else:
-            chosen = rendered_cases(n, seed)
-            source = {"source": "rendered text", "seed": seed, "fonts": ["Pillow's own", *(Path(f).stem for f in fonts())]}
-        found = run(Engine(load_model(model, device=device)), chosen)
+            faces = typefaces(loaded.tokenizer, font or (), script or ())
+            chosen = rendered_cases(n, seed, faces)
+            drawn = sorted({"Pillow's own" if face.font is None else Path(face.font).stem for face in faces})
+            source = {"source": "rendered text", "seed": seed, "scripts": sorted({face.script for face in faces}), "fonts": drawn}
+        found = run(Engine(loaded), chosen)
     except (IntrospectError, ProbesError) as problem:
         _fail(str(problem))
     found.facts["cases"] = {"count": found.facts["cases"], **source}

@@ -69,6 +69,21 @@ def test_score_heads_writes_scores_and_their_picture(tmp_path) -> None:
     assert "unknown world" in refused.output
 
 
+def test_rendered_text_is_in_the_scripts_asked_for(tmp_path) -> None:
+    out = tmp_path / "heads.json"
+    command = ["score-heads", "--out", str(out), "--n", "2", "--no-picture"]
+    done = CliRunner().invoke(app, [*command, "--script", "greek"])
+    assert done.exit_code == 0, done.output
+    cases = read_visual_heads(out, load_model(heads=out)).facts["cases"]
+    assert (cases["source"], cases["scripts"]) == ("rendered text", ["greek"])
+    refused = CliRunner().invoke(app, [*command, "--world", "digits", "--script", "greek"])
+    assert refused.exit_code == 1
+    assert "leave --world and --cases out" in refused.output
+    unknown = CliRunner().invoke(app, [*command, "--script", "runes"])
+    assert unknown.exit_code == 1
+    assert "runes" in unknown.output
+
+
 def test_accuracy_study_compares_policies_at_equal_effective_budget(engine: Engine) -> None:
     result = budget_accuracy(engine, scenes=4, policies=("random", "sparsemm"), ratios=(0.12,))
     full, random, sparse = result["rows"]

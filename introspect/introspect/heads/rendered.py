@@ -8,13 +8,11 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from introspect.heads.cases import TRANSCRIBE, Evidence, HeadCase
-from introspect.heads.scripts import Typeface, machine_fonts, typefaces
+from introspect.heads.scripts import Typeface, typefaces
 
 SIDE = 448
 MARGIN = 12
 SIZES = (18, 24, 32, 44)
-
-fonts = machine_fonts
 
 
 def rendered_cases(n: int, seed: int = 0, faces: Sequence[Typeface] = ()) -> Iterator[HeadCase]:
