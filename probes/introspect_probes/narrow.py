@@ -52,9 +52,10 @@ class NarrowReader:
     Args:
         shape: of the model.
         probes: by name; each begins with the features of `head_feature_names`.
+        headless: by name; those that read no heads.
     """
 
-    def __init__(self, shape: Shape, probes: dict[str, LinearProbe]) -> None:
+    def __init__(self, shape: Shape, probes: dict[str, LinearProbe], headless: dict[str, LinearProbe]) -> None:
         names = head_feature_names(shape)
         used = {name: np.flatnonzero(np.any(probe.weight[:, : len(names)] != 0, axis=0)) for name, probe in probes.items()}
         parsed = {column: parse_head_feature(names[column], shape) for columns in used.values() for column in columns.tolist()}
@@ -70,6 +71,8 @@ class NarrowReader:
             name: _narrowed(probe, used[name], len(names), np.array([at[parsed[c]] for c in used[name].tolist()], dtype=np.intp))
             for name, probe in probes.items()
         }
+        nothing = np.zeros(0, dtype=np.intp)
+        self.probes |= {name: _narrowed(probe, nothing, 0, nothing) for name, probe in headless.items()}
 
     def row(self, row: HeadRow, position: int, prompt: PromptInfo) -> Floats:
         """One row's values, whichever role it plays; `position` is its query's token index."""

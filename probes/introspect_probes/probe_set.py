@@ -112,12 +112,12 @@ class ProbeSet:
     @cached_property
     def narrow(self) -> NarrowReader:
         """What a session reads: the head statistics that `confidence`, `internal` or `strategy` has a weight for."""
-        probes = {"confidence": self.confidence}
+        probes, headless = {"confidence": self.confidence}, {}
         if self.claims is not None:
-            probes["internal"] = self.claims.internal
+            probes["internal"], headless["prior"] = self.claims.internal, self.claims.prior
         if self.strategy is not None:
             probes["strategy"] = self.strategy.probe
-        return NarrowReader(self.shape, probes)
+        return NarrowReader(self.shape, probes, headless)
 
     def session(self, prompt: PromptInfo, *, provisional: bool = True) -> Session:
         """Begin to score the answer to `prompt`.

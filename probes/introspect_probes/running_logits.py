@@ -39,7 +39,8 @@ class RunningLogits:
         self._previous = own.logprob
         repetition, index = self._said[step.token_id], self._count - 1
         self._said[step.token_id] += 1
-        return [clipped(value) for value in values], [index, math.log1p(index), min(repetition, 4), index == 0]
+        values = [value if -_LIMIT <= value <= _LIMIT else clipped(value) for value in values]
+        return values, [index, math.log1p(index), min(repetition, 4), index == 0]
 
 
 def clipped(value: float) -> float:

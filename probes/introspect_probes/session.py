@@ -23,7 +23,7 @@ OUTSIDE = 0.5
 """Below this P(in domain) the answer carries a note that the prompt is outside what the model knows."""
 
 _NOTE = "This question or picture is outside what the model was taught and the probes were fitted on; do not rely on the answer."
-_KINDS = {kind: kind_features(kind) for kind in CLAIM_KINDS}
+_KINDS = {kind: kind_features(kind).tolist() for kind in CLAIM_KINDS}
 
 
 @dataclass(frozen=True)
@@ -158,10 +158,10 @@ class ProbeSession:
         claims, claim = self.probes.claims, word.claim
         if claims is None or claim is None:
             return None
-        kind = _KINDS[claim.kind]
-        features = np.concatenate((heads, np.array(logits, dtype=np.float32), kind))
-        internal = float(self._reader.probes["internal"].logits(features)[0])
-        prior = float(claims.prior.logits(np.array([*word.place, *kind.tolist(), *self._budget], dtype=np.float32))[0])
+        probes, kind = self._reader.probes, _KINDS[claim.kind]
+        features = np.concatenate((heads, np.array([*logits, *kind], dtype=np.float32)))
+        internal = float(probes["internal"].logits(features)[0])
+        prior = float(probes["prior"].logits(np.array([*word.place, *kind, *self._budget], dtype=np.float32))[0])
         return claims.combined(internal, prior, is_reduced=self._is_reduced, level=self.finder.level)
 
     def _any_false(self, risks: list[float]) -> float | None:

@@ -39,9 +39,10 @@ class StrategyProbe:
 
     def state(self, probabilities: NDArray[np.floating]) -> Strategy:
         """The state and its conformal set from probabilities in the order of `states`."""
-        order = np.argsort(-probabilities)
-        kept = tuple(self.states[i] for i in order if probabilities[i] >= self.thresholds[i])
-        by_label = {label: float(p) for label, p in zip(self.states, probabilities, strict=True)}
+        values = probabilities.tolist()
+        order = sorted(range(len(values)), key=values.__getitem__, reverse=True)
+        kept = tuple(self.states[i] for i in order if values[i] >= self.thresholds[i])
+        by_label = dict(zip(self.states, values, strict=True))
         return Strategy(self.states[order[0]], {s: by_label[s] for s in STRATEGIES if s in by_label}, kept)
 
     def mean_state(self, strategies: list[Strategy]) -> Strategy:
