@@ -27,15 +27,23 @@ def fit_risk(claims: Claims) -> tuple[LinearProbe, LinearProbe, NDArray[np.float
     """The factorised hallucination probe, and out-of-fold logits of the rows it was fitted on.
 
     The internal probe is fitted with both labels of equal weight at every position,
-    repetition and kind, so that these tell it nothing; the prior is fitted on what they
-    tell alone (HaloProbe, arXiv 2604.06165). Their logits add up.
+    repetition and kind, so that these tell it nothing, and with whole and reduced caches
+    of equal weight, however many conditions reduced them; the prior is fitted on what
+    places tell alone (HaloProbe, arXiv 2604.06165). Their logits add up.
     """
     weights = balancing_weights(balance_cells(claims), claims.label)
+    weights *= equal_shares(claims.reduced)
     internal, strength = fit_logistic(internal_matrix(claims), claims.label, claims.group, weights=weights, what="hallucination risk")
     prior, prior_strength = fit_logistic(prior_matrix(claims), claims.label, claims.group, strengths=(0.1, 1.0))
     logits = out_of_fold_logits(internal_matrix(claims), claims.label, claims.group, strength, weights)
     logits += out_of_fold_logits(prior_matrix(claims), claims.label, claims.group, prior_strength)
     return internal, prior, logits
+
+
+def equal_shares(reduced: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Weights of rows by which those of reduced and of whole caches count the same in sum, if there are both."""
+    share = reduced.mean()
+    return np.where(reduced, 0.5 / share, 0.5 / (1 - share)) if 0 < share < 1 else np.ones(len(reduced))
 
 
 def balance_cells(claims: Claims) -> list[tuple[object, ...]]:

@@ -14,6 +14,7 @@ from introspect_probes.fitting import balancing_weights, class_thresholds, fit_l
 from introspect_probes.interventions import strategy_of
 from introspect_probes.linear import sigmoid
 from introspect_probes.metrics import ClusterBootstrap, expected_calibration_error, interval, weighted_auroc
+from introspect_probes.risk_fit import equal_shares
 
 
 def data(rows: int = 1200, features: int = 12, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -93,6 +94,14 @@ def test_balancing_makes_both_labels_weigh_alike_in_each_cell() -> None:
     weights = balancing_weights(cells, labels)
     assert weights[:10][labels[:10] == 1].sum() == pytest.approx(weights[:10][labels[:10] == 0].sum())
     assert weights[10:].tolist() == [1.0] * 10
+
+
+def test_whole_and_reduced_caches_count_the_same_in_the_internal_fit() -> None:
+    reduced = np.array([True] * 9 + [False] * 3)
+    weights = equal_shares(reduced)
+    assert weights[reduced].sum() == pytest.approx(weights[~reduced].sum())
+    assert weights.sum() == pytest.approx(12)
+    assert equal_shares(~reduced & reduced).tolist() == [1.0] * 12
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ SHIFTS: dict[str, Shift] = {
         Shift("grid-4x4", style=SceneStyle(rows=4, columns=4)),
     )
 }
-"""By name. The committed probe set was fitted under the whole cache, snapkv and coverage at 20 and 12 %, random at 40 %, on grids of 3 by 3.
+"""By name. The committed probe set was fitted under the whole cache, snapkv and coverage at 20 and 12 %, random at 40 %, 3 x 3 grids.
 `covered`: nearly every scene hides a cell where the question allows it; `sight-fails`, `text-fails`: the learned prior never holds."""
 
 
