@@ -61,7 +61,7 @@ class ProbeSet:
 
     @property
     def name(self) -> str:
-        """Name and version, such as `embedded-1`."""
+        """Name and version, such as `embedded-2`."""
         return str(self.manifest["name"])
 
     @property
