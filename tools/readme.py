@@ -65,7 +65,13 @@ def figures() -> dict[str, str]:
         "free-running": free_running_table(read_results(STUDIES / "free-running", list(SHIFTS))),
         "learning-state": learning_state_table(read_runs(STUDIES / "learning-state")),
         **engine_report.blocks(ENGINE),
-    } | markdown.blocks(json.loads(KERNELS[-1].read_text(encoding="utf-8")))
+    } | kernel_blocks()
+
+
+def kernel_blocks() -> dict[str, str]:
+    """Every block that a row of the kernels' benchmark fills, from the newest row that does: static counts are not in all."""
+    rows = [json.loads(path.read_text(encoding="utf-8")) for path in KERNELS]
+    return {name: block for row in rows for name, block in markdown.blocks(row).items()}
 
 
 def model_table() -> str:
