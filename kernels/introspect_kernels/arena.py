@@ -98,7 +98,7 @@ class Arena:
             k=k.reshape(-1, head_dim).contiguous(),
             v=v.reshape(-1, head_dim).contiguous(),
             position=torch.arange(tokens, dtype=torch.int32, device=device).repeat(batch * heads),
-            segment=segment.to(torch.uint8)[:, None].expand(-1, heads, -1).reshape(-1),
+            segment=segment.to(torch.uint8)[:, None].expand(-1, heads, -1).reshape(-1).contiguous(),
             start=index * tokens,
             length=used.to(torch.int32)[:, None].repeat(1, heads),
             capacity=torch.full_like(index, tokens),

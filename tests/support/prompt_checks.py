@@ -216,15 +216,14 @@ def received_ragged(device: str) -> None:
 
 
 def received_from_a_given_norm_and_views(device: str) -> None:
-    """A log-sum-exp of another precision, heads and runs that are views: as from plain tensors; and the norm is used."""
+    """A log-sum-exp of another precision and heads that are views: as from plain tensors; and the norm is used."""
     arena = moved(ragged_arena([[12, 7]], 16, seed=25), device)
     q, position = (t.to(device) for t in _span(arena, 4, 5))
     lse = torch.linspace(1, 3, 20, device=device, dtype=torch.float64).view(1, 4, 5)
     plain = received_attention(q, arena, position, 0.2, heads=[3, 0], lse=lse.float(), impl="triton")
-    views = {name: torch.stack([getattr(arena, name)] * 2, -1)[..., 0] for name in ("start", "length")}
     heads = torch.tensor([3, 9, 0, 9], dtype=torch.int32, device=device)[::2]
     strided = torch.stack([lse] * 2, -1)[..., 0]
-    found = received_attention(q, replace(arena, **views), position, 0.2, heads=heads, lse=strided, impl="triton")
+    found = received_attention(q, arena, position, 0.2, heads=heads, lse=strided, impl="triton")
     assert torch.equal(found.sums, plain.sums)
     shifted = received_attention(q, arena, position, 0.2, heads=[3, 0], lse=lse + 1.0, impl="triton")
     torch.testing.assert_close(shifted.sums * torch.e, plain.sums)
