@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 Times = dict[str, list[float]]
 
 
-def interleaved(calls: Mapping[str, Callable[[], object]], *, seconds: float, rounds: tuple[int, int] = (11, 400)) -> Times:
+def interleaved(calls: Mapping[str, Callable[[], object]], *, seconds: float, rounds: tuple[int, int] = (61, 400)) -> Times:
     """Call each function once a round, in another order each round, so that none always finds what one other left in the caches.
 
     Args:
