@@ -39,8 +39,9 @@ DRIFT = ROOT / "probes" / "results" / "drift" / "embedded-2.json"
 STUDIES = ROOT / "probes" / "results"
 SCORING = ROOT / "probes" / "results" / "scoring" / "batch.json"
 KERNELS = sorted((ROOT / "kernels" / "benchmarks" / "results").glob("kernels-cpu-*.json"))
+SERVICE = sorted((ROOT / "service" / "benchmarks" / "results").glob("service-*.json"))
 ENGINE = ROOT / "introspect" / "benchmarks" / "results"
-PAGES = tuple(ROOT / part / "README.md" for part in ("", "introspect", "probes", "kernels"))
+PAGES = tuple(ROOT / part / "README.md" for part in ("", "introspect", "probes", "kernels", "service"))
 SNIPPETS = ("curl", "openai", "stream")
 TIGHT = "snapkv@20%"
 _BLOCK = re.compile(r"(<!-- output (?P<name>[\w-]+) -->\n)(?P<body>.*?)(<!-- end -->)", re.DOTALL)
@@ -61,11 +62,32 @@ def figures() -> dict[str, str]:
         "model": model_table(),
         "scoring": scoring_line(),
         "drift": drift_lines(),
+        "service": service_lines(),
         "kernel-only": kernel_only_table(read_results(STUDIES / "kernel-only", list(ARMS))),
         "free-running": free_running_table(read_results(STUDIES / "free-running", list(SHIFTS))),
         "learning-state": learning_state_table(read_runs(STUDIES / "learning-state")),
         **engine_report.blocks(ENGINE),
     } | kernel_blocks()
+
+
+def service_lines() -> str:
+    """What signals cost an answer and how fast tokens come, from the newest row of the service's benchmark."""
+    row: dict[str, Any] = json.loads(SERVICE[-1].read_text(encoding="utf-8"))
+    facts, cases = row["provenance"], row["cases"]
+    lines = [
+        f"{facts['date'][:10]}, commit `{facts['commit'][:7]}`, {facts['machine']['cores']} cores.",
+        "",
+        "| measured | is | aim | met |",
+        "|---|---|---|---|",
+    ]
+    for aim in row["aims"]:
+        lines.append(f"| {aim['measure'].replace('_', ' ')} | {aim['measured']:g} | {aim['aim']:g} | {'yes' if aim['met'] else 'no'} |")
+    lines += ["", "| streams | first token, ms (median, p99) | between tokens, ms (median, p99) |", "|---|---|---|"]
+    for case in cases:
+        if case["case"] == "latency":
+            each = (case["first_token"], case["between_tokens"])
+            lines.append(f"| {case['streams']} | " + " | ".join(f"{t['median_ms']:.1f}, {t['p99_ms']:.1f}" for t in each) + " |")
+    return "\n".join(lines)
 
 
 def kernel_blocks() -> dict[str, str]:
