@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from introspect_service import bench, chain, score_heads, study
+from introspect_service.commands import Commands
 
 if TYPE_CHECKING:
     from introspect_service.settings import Settings
 
 app = typer.Typer(
     name="introspect",
+    cls=Commands,
     help="Serve a multimodal LLM and tell, beside every answer, how far the answer can be trusted.",
     no_args_is_help=True,
     add_completion=False,

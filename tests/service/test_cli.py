@@ -149,3 +149,12 @@ def test_serve_prints_a_question_that_works_as_printed_and_stops_when_told(make,
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(("127.0.0.1", int(ports[3])))
+
+
+@pytest.mark.parametrize("command", [["train", "--traces", ".", "--out", "x"], ["bench", "engine", "--study", "heads", "--n", "2"]])
+def test_a_command_whose_extra_is_missing_names_it(command):
+    code = f"import sys; sys.modules.update(pyarrow=None, sklearn=None); from introspect_service.cli import app; app({command!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "is missing: pip install 'introspect-mllm[probes]'" in done.stderr
+    assert "Traceback" not in done.stderr
