@@ -25,7 +25,7 @@ from introspect_service.settings import Settings
 logger = logging.getLogger(__name__)
 
 SMALL = 30_000_000
-"""Parameters of a model below which one thread is used on a CPU. The embedded one has four million; `introspect bench service`
+"""Parameters of a model below which one thread is used on a CPU. The embedded one has three million; `introspect bench service`
 measures it with one thread and with one a core."""
 
 StartError = (ServiceError, IntrospectError, ProbesError)

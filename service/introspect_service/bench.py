@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
 from introspect_service import bench_engine
+from introspect_service.commands import fail
 
 bench = typer.Typer(no_args_is_help=True, add_completion=False)
 
@@ -46,11 +47,11 @@ def kernels(
     from introspect_service.bench_kernels import run
 
     if device != "cpu" and not device.startswith("cuda"):
-        _fail(f"--device must be cpu or cuda, got {device!r}")
+        fail(f"--device must be cpu or cuda, got {device!r}")
     try:
         row = run(device, quick=quick, static=static)
     except KernelError as problem:
-        _fail(str(problem))
+        fail(str(problem))
     finish(row, out, "kernels", quick=quick)
 
 
@@ -69,7 +70,7 @@ def service(
     try:
         row = run(requests=min(requests, 20) if quick else requests, seconds=min(seconds, 1.0) if quick else seconds, quick=quick)
     except ServiceError as problem:
-        _fail(str(problem))
+        fail(str(problem))
     finish(row, out, "service", quick=quick)
 
 
@@ -96,8 +97,3 @@ def _dated(row: dict[str, Any], part: str) -> Path | None:
         return None
     stamp = str(row["provenance"]["date"])[:16].replace("-", "").replace(":", "")
     return root / part / "benchmarks" / "results" / f"{str(row['benchmark']).replace(' ', '-')}-{stamp}.json"
-
-
-def _fail(message: str) -> NoReturn:
-    typer.echo(f"introspect: {message}", err=True)
-    raise typer.Exit(1)

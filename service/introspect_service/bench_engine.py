@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
+
+from introspect_service.commands import fail
 
 
 def register(bench: typer.Typer) -> None:
@@ -37,7 +39,7 @@ def engine(
 
     wanted = [s for s in STUDIES if study in (s, "all")]
     if not wanted:
-        _fail(f"--study must be one of {', '.join(STUDIES)} or all, got {study!r}")
+        fail(f"--study must be one of {', '.join(STUDIES)} or all, got {study!r}")
     folder = out or results_folder()
     try:
         for one in wanted:
@@ -45,17 +47,12 @@ def engine(
             typer.echo(table_of(row))
             finish(row, None, "introspect", quick=True)
     except (IntrospectError, ProbesError) as problem:
-        _fail(str(problem))
+        fail(str(problem))
 
 
 def results_folder() -> Path:
     """The results folder of this checkout; a run outside of one must name its own."""
     root = Path(__file__).resolve().parents[2]
     if not (root / "pyproject.toml").is_file():
-        _fail("this is no checkout with a results folder: give --out")
+        fail("this is no checkout with a results folder: give --out")
     return root / "introspect" / "benchmarks" / "results"
-
-
-def _fail(message: str) -> NoReturn:
-    typer.echo(f"introspect: {message}", err=True)
-    raise typer.Exit(1)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from introspect_service.commands import fail
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,7 +63,7 @@ def record(
     from introspect_probes.record import record as run
 
     if (cases is None) == (world is None):
-        _fail("give either --cases or --world")
+        fail("give either --cases or --world")
     try:
         chosen = _cases(cases, world, n, seed, pool, weight)
         budgets = [parse_condition(text) for text in budget or [FULL]]
@@ -72,7 +74,7 @@ def record(
             hidden=hidden, samples=samples, total=total,
         )  # fmt: skip
     except (ProbesError, IntrospectError, ValueError) as problem:
-        _fail(str(problem))
+        fail(str(problem))
     typer.echo(f"{written} traces written to {out}")
 
 
@@ -95,7 +97,7 @@ def train(
     try:
         probes = run(traces, out, name=name, target_risk=target_risk, delta=delta, sparse=sparse)
     except ProbesError as problem:
-        _fail(str(problem))
+        fail(str(problem))
     typer.echo(f"probe set {probes.name} written to {out}")
     for signal, reason in probes.manifest["absent"].items():
         typer.echo(f"absent: {signal}: {reason}")
@@ -119,7 +121,7 @@ def evaluate(
     try:
         report = run(load_probe_set(probes), traces, out)
     except ProbesError as problem:
-        _fail(str(problem))
+        fail(str(problem))
     typer.echo(summary(report))
     typer.echo(f"\nThe page with plots and cases: {out / 'report.html'}")
 
@@ -151,8 +153,3 @@ def _cases(cases: Path | None, world: str | None, n: int, seed: int, pool: str, 
         return outside_cases(n, seed=seed, part="test" if known == "test" else "fit", pool=known)
     kinds = {name: float(value) for name, _, value in (w.partition("=") for w in weight or [])}
     return get_world(world or "").cases(n, seed=seed, pool=known, kinds=kinds or None)
-
-
-def _fail(message: str) -> NoReturn:
-    typer.echo(f"introspect: {message}", err=True)
-    raise typer.Exit(1)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from introspect_service import bench, chain, score_heads, study
-from introspect_service.commands import Commands
+from introspect_service.commands import Commands, fail
 
 if TYPE_CHECKING:
     from introspect_service.settings import Settings
@@ -79,7 +79,7 @@ def serve(
         if settings.redis == "embedded":
             EmbeddedValkey(settings.redis_port).claim_port()
     except ServiceError as problem:
-        _fail(str(problem))
+        fail(str(problem))
     _hide_progress_bars()
     from introspect_service.backend import StartError, load_backend
     from introspect_service.serve import greeting
@@ -88,12 +88,12 @@ def serve(
     try:
         backend = load_backend(settings)
     except StartError as problem:
-        _fail(str(problem))
+        fail(str(problem))
     number = bound.getsockname()[1]
     try:
         listened = run(settings, backend, bound, lambda: typer.echo(greeting(settings, backend, number)), log_level)
     except StartError as problem:
-        _fail(str(problem))
+        fail(str(problem))
     if not listened:
         raise typer.Exit(1)
 
@@ -131,7 +131,7 @@ def ask(
     try:
         asked = put(load_backend(settings), settings, image, question, tuple(context or ()))
     except (*StartError, OSError) as problem:
-        _fail(str(problem))
+        fail(str(problem))
     if as_json:
         typer.echo(asked.model_dump_json())
         return
@@ -158,7 +158,7 @@ def watch(
         for event in read(redis or DEFAULT_URL, start=start):
             typer.echo(event.model_dump_json(serialize_as_any=True))
     except (RedisError, ValueError) as problem:
-        _fail(f"{problem} (is the service running? the address of its stream is --redis)")
+        fail(f"{problem} (is the service running? the address of its stream is --redis)")
 
 
 bench.register(app)
@@ -197,7 +197,7 @@ def consume(
         consumer.run(idle_seconds=idle_seconds)
         consumer.close()
     except (RedisError, ValueError) as problem:
-        _fail(str(problem))
+        fail(str(problem))
 
 
 @app.command()
@@ -234,8 +234,3 @@ def _hide_progress_bars() -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-
-
-def _fail(message: str) -> NoReturn:
-    typer.echo(f"introspect: {message}", err=True)
-    raise typer.Exit(1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -21,5 +21,10 @@ class Commands(TyperGroup):
         except ModuleNotFoundError as problem:
             if (problem.name or "").partition(".")[0] not in OF_PROBES:
                 raise
-            typer.echo(f"introspect: {problem.name} is missing: pip install 'introspect-mllm[probes]'", err=True)
-            raise typer.Exit(1) from None
+            fail(f"{problem.name} is missing: pip install 'introspect-mllm[probes]'")
+
+
+def fail(message: str) -> NoReturn:
+    """Say what is wrong and what to do, and end the command with status 1."""
+    typer.echo(f"introspect: {message}", err=True)
+    raise typer.Exit(1)

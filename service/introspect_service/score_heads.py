@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from introspect_service.commands import fail
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -57,9 +59,9 @@ def score_heads(
     from introspect_probes.errors import ProbesError
 
     if world is not None and cases is not None:
-        _fail("give --world or --cases, not both")
+        fail("give --world or --cases, not both")
     if (font or script) and (world is not None or cases is not None):
-        _fail("--font and --script are for rendered text; leave --world and --cases out")
+        fail("--font and --script are for rendered text; leave --world and --cases out")
     if world is None and cases is None and model == EMBEDDED and not (font or script):
         world = "digits"
     chosen: Iterable[HeadCase]
@@ -77,7 +79,7 @@ def score_heads(
             source = {"source": "rendered text", "seed": seed, "scripts": sorted({face.script for face in faces}), "fonts": drawn}
         found = run(Engine(loaded), chosen)
     except (IntrospectError, ProbesError) as problem:
-        _fail(str(problem))
+        fail(str(problem))
     found.facts["cases"] = {"count": found.facts["cases"], **source}
     found.facts["provenance"] = provenance()
     found.save(out)
@@ -137,8 +139,3 @@ def _draw(scores: list[list[float]], path: Path, model: str) -> None:
         return
     draw_heads(scores, path, model)
     typer.echo(f"drawn to {path}")
-
-
-def _fail(message: str) -> NoReturn:
-    typer.echo(f"introspect: {message}", err=True)
-    raise typer.Exit(1)

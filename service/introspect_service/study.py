@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
+
+from introspect_service.commands import fail
 
 study = typer.Typer(
     name="study", help="The evidence: long runs of steps that resume, each step with its result file.", no_args_is_help=True
@@ -44,7 +46,7 @@ def kernel_only(
     try:
         results = run(out, models=model or ["embedded"], arms=arm or list(ARMS), test=test, fit=fit, seed=seed, work=work)
     except (IntrospectError, ProbesError) as problem:
-        _fail(str(problem))
+        fail(str(problem))
     typer.echo(kernel_only_table(results))
 
 
@@ -71,7 +73,7 @@ def free_running(
     try:
         results = run(out, load_probe_set(probes), traces, model=model, arms=arm or list(SHIFTS), n=n, seed=seed, work=work)
     except (IntrospectError, ProbesError) as problem:
-        _fail(str(problem))
+        fail(str(problem))
     typer.echo(free_running_table(results))
 
 
@@ -102,7 +104,7 @@ def attack(
         plan, settings = Hiding(steps=steps, weight=weight), setting or list(SETTINGS)
         results = run(out, load_probe_set(probes), traces, plan=plan, n=n, settings=settings, seed=seed, work=work)
     except (IntrospectError, ProbesError) as problem:
-        _fail(str(problem))
+        fail(str(problem))
     typer.echo(attack_table(results))
 
 
@@ -128,10 +130,5 @@ def learning_state(
     try:
         results = run(out, runs, fit=fit, test=test, heads=heads, seed=seed, work=work)
     except (IntrospectError, ProbesError) as problem:
-        _fail(str(problem))
+        fail(str(problem))
     typer.echo(learning_state_table(results))
-
-
-def _fail(message: str) -> NoReturn:
-    typer.echo(f"introspect: {message}", err=True)
-    raise typer.Exit(1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from introspect_kernels import Arena, KernelInputError
+from introspect_kernels import Arena, KernelInputError, decode_attention
 from introspect_kernels.errors import ArenaFullError
 
 
@@ -86,3 +86,14 @@ def test_a_prefill_cache_is_an_arena_without_a_copy() -> None:
         Arena.dense(k, k, segment[:, :3])
     with pytest.raises(KernelInputError, match=r"length must be \[2\], got \(3,\)"):
         Arena.dense(k, k, segment, torch.ones(3))
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_a_cache_whose_rows_lie_apart_makes_an_arena(heads: int) -> None:
+    wide, segment = (
+        torch.randn(1, heads, 7, 24, generator=torch.Generator().manual_seed(33)),
+        torch.zeros(1, 1, dtype=torch.uint8).expand(1, 7),
+    )
+    q, position = torch.ones(1, 4, 16), torch.tensor([6])
+    ours, theirs = (Arena.dense(k, k, segment) for k in (wide[..., :16], wide[..., :16].clone()))
+    assert torch.equal(decode_attention(q, ours, position, 0.2)[0], decode_attention(q, theirs, position, 0.2)[0])

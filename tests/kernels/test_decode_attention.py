@@ -293,13 +293,6 @@ def test_an_arena_whose_numbers_lie_apart_is_refused(name: str) -> None:
         decode_attention(q, replace(arena, **{name: apart}), position, 0.2)
 
 
-def test_a_cache_whose_rows_lie_apart_makes_an_arena() -> None:
-    wide, segment = torch.randn(1, 2, 7, 24, generator=torch.Generator().manual_seed(33)), torch.zeros(1, 7, dtype=torch.uint8)
-    q, position = torch.ones(1, 4, 16), torch.tensor([6])
-    ours, theirs = (Arena.dense(k, k, segment) for k in (wide[..., :16], wide[..., :16].clone()))
-    assert torch.equal(decode_attention(q, ours, position, 0.2)[0], decode_attention(q, theirs, position, 0.2)[0])
-
-
 def test_a_segment_that_is_none_is_refused_and_changes_nothing() -> None:
     arena = ragged_arena([[40, 11]], 32, seed=35)
     arena = replace(arena, received=torch.zeros(arena.k.shape[0]), queries=torch.zeros(arena.k.shape[0], dtype=torch.int32))
