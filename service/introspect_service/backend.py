@@ -10,7 +10,6 @@ import torch
 
 from introspect.async_engine import AsyncEngine
 from introspect.engine import Engine
-from introspect.errors import IntrospectError
 from introspect.heads.visual_heads import kv_head_scores
 from introspect.loading import LoadedModel, load_model
 from introspect.policies import available_policies, get_policy
@@ -27,9 +26,6 @@ logger = logging.getLogger(__name__)
 SMALL = 30_000_000
 """Parameters of a model below which one thread is used on a CPU. The embedded one has three million; `introspect bench service`
 measures it with one thread and with one a core."""
-
-StartError = (ServiceError, IntrospectError, ProbesError)
-"""What `load_backend` raises where settings and what they name do not fit; the message says what to do."""
 
 
 @dataclass(frozen=True)

@@ -32,22 +32,17 @@ def engine(
     ] = None,
 ) -> None:
     """Accuracy by policy and budget, why coverage holds, visual heads silenced, time and memory on a CPU; prints a row a study."""
-    from introspect.errors import IntrospectError
     from introspect_probes.engine_study import STUDIES, run_study, table_of
-    from introspect_probes.errors import ProbesError
     from introspect_service.bench import finish
 
     wanted = [s for s in STUDIES if study in (s, "all")]
     if not wanted:
         fail(f"--study must be one of {', '.join(STUDIES)} or all, got {study!r}")
     folder = out or results_folder()
-    try:
-        for one in wanted:
-            row = run_study(one, folder, model=model, heads=heads, n=n)
-            typer.echo(table_of(row))
-            finish(row, None, "introspect", quick=True)
-    except (IntrospectError, ProbesError) as problem:
-        fail(str(problem))
+    for one in wanted:
+        row = run_study(one, folder, model=model, heads=heads, n=n)
+        typer.echo(table_of(row))
+        finish(row, None, "introspect", quick=True)
 
 
 def results_folder() -> Path:

@@ -57,9 +57,7 @@ def record(
 ) -> None:
     """Answer labelled cases and store what every head did."""
     from introspect.engine import Engine
-    from introspect.errors import IntrospectError
     from introspect.loading import load_model
-    from introspect_probes.errors import ProbesError
     from introspect_probes.record import record as run
 
     if (cases is None) == (world is None):
@@ -73,7 +71,7 @@ def record(
             chosen, engine, out, budgets=budgets, interventions=interventions, matcher=match, batch_size=batch_size, max_tokens=max_tokens,
             hidden=hidden, samples=samples, total=total,
         )  # fmt: skip
-    except (ProbesError, IntrospectError, ValueError) as problem:
+    except ValueError as problem:
         fail(str(problem))
     typer.echo(f"{written} traces written to {out}")
 
@@ -91,13 +89,9 @@ def train(
     sparse: Annotated[bool, typer.Option("--sparse/--no-sparse", help="Also write checkpoints that read 1, 2, 4 and 8 heads.")] = True,
 ) -> None:
     """Fit, calibrate and save a probe set: confidence, and what else the labels support."""
-    from introspect_probes.errors import ProbesError
     from introspect_probes.train import train as run
 
-    try:
-        probes = run(traces, out, name=name, target_risk=target_risk, delta=delta, sparse=sparse)
-    except ProbesError as problem:
-        fail(str(problem))
+    probes = run(traces, out, name=name, target_risk=target_risk, delta=delta, sparse=sparse)
     typer.echo(f"probe set {probes.name} written to {out}")
     for signal, reason in probes.manifest["absent"].items():
         typer.echo(f"absent: {signal}: {reason}")
@@ -113,15 +107,11 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="Where to write report.json and report.html.")],
 ) -> None:
     """Compare a probe set with its baselines on the test part of traces: a JSON file and one HTML page."""
-    from introspect_probes.errors import ProbesError
     from introspect_probes.evaluation import evaluate as run
     from introspect_probes.probe_set import load_probe_set
     from introspect_probes.report import summary
 
-    try:
-        report = run(load_probe_set(probes), traces, out)
-    except ProbesError as problem:
-        fail(str(problem))
+    report = run(load_probe_set(probes), traces, out)
     typer.echo(summary(report))
     typer.echo(f"\nThe page with plots and cases: {out / 'report.html'}")
 

@@ -70,31 +70,19 @@ def serve(
         redis=redis, redis_port=redis_port, alert_risk=alert_risk, log_format=log_format, host=host, port=port,
     )  # fmt: skip
     from introspect_service.embedded_valkey import EmbeddedValkey
-    from introspect_service.errors import ServiceError
     from introspect_service.ports import claim_port
 
     # Ports first: loading takes seconds, and a taken port should not cost them.
-    try:
-        bound = claim_port(settings.host, settings.port)
-        if settings.redis == "embedded":
-            EmbeddedValkey(settings.redis_port).claim_port()
-    except ServiceError as problem:
-        fail(str(problem))
+    bound = claim_port(settings.host, settings.port)
+    if settings.redis == "embedded":
+        EmbeddedValkey(settings.redis_port).claim_port()
     _hide_progress_bars()
-    from introspect_service.backend import StartError, load_backend
+    from introspect_service.backend import load_backend
     from introspect_service.serve import greeting
     from introspect_service.serve import serve as run
 
-    try:
-        backend = load_backend(settings)
-    except StartError as problem:
-        fail(str(problem))
-    number = bound.getsockname()[1]
-    try:
-        listened = run(settings, backend, bound, lambda: typer.echo(greeting(settings, backend, number)), log_level)
-    except StartError as problem:
-        fail(str(problem))
-    if not listened:
+    backend, number = load_backend(settings), bound.getsockname()[1]
+    if not run(settings, backend, bound, lambda: typer.echo(greeting(settings, backend, number)), log_level):
         raise typer.Exit(1)
 
 
@@ -126,11 +114,11 @@ def ask(
     )
     _hide_progress_bars()
     from introspect_service.ask import ask as put
-    from introspect_service.backend import StartError, load_backend
+    from introspect_service.backend import load_backend
 
     try:
         asked = put(load_backend(settings), settings, image, question, tuple(context or ()))
-    except (*StartError, OSError) as problem:
+    except OSError as problem:
         fail(str(problem))
     if as_json:
         typer.echo(asked.model_dump_json())

@@ -49,14 +49,12 @@ def score_heads(
 ) -> None:
     """Find the heads that look at the evidence; without a world or cases the model must read rendered text."""
     from introspect.engine import Engine
-    from introspect.errors import IntrospectError
     from introspect.heads.cases import read_head_cases
     from introspect.heads.rendered import rendered_cases
     from introspect.heads.scoring import score_heads as run
     from introspect.heads.scripts import typefaces
     from introspect.loading import EMBEDDED, load_model
     from introspect.provenance import provenance
-    from introspect_probes.errors import ProbesError
 
     if world is not None and cases is not None:
         fail("give --world or --cases, not both")
@@ -66,20 +64,17 @@ def score_heads(
         world = "digits"
     chosen: Iterable[HeadCase]
     source: dict[str, object]
-    try:
-        loaded = load_model(model, device=device)
-        if cases is not None:
-            chosen, source = read_head_cases(cases), {"source": cases.name}
-        elif world is not None:
-            chosen, source = world_cases(world, n, seed, pool), {"source": f"world {world}", "seed": seed, "pool": pool}
-        else:
-            faces = typefaces(loaded.tokenizer, font or (), script or ())
-            chosen = rendered_cases(n, seed, faces)
-            drawn = sorted({"Pillow's own" if face.font is None else Path(face.font).stem for face in faces})
-            source = {"source": "rendered text", "seed": seed, "scripts": sorted({face.script for face in faces}), "fonts": drawn}
-        found = run(Engine(loaded), chosen)
-    except (IntrospectError, ProbesError) as problem:
-        fail(str(problem))
+    loaded = load_model(model, device=device)
+    if cases is not None:
+        chosen, source = read_head_cases(cases), {"source": cases.name}
+    elif world is not None:
+        chosen, source = world_cases(world, n, seed, pool), {"source": f"world {world}", "seed": seed, "pool": pool}
+    else:
+        faces = typefaces(loaded.tokenizer, font or (), script or ())
+        chosen = rendered_cases(n, seed, faces)
+        drawn = sorted({"Pillow's own" if face.font is None else Path(face.font).stem for face in faces})
+        source = {"source": "rendered text", "seed": seed, "scripts": sorted({face.script for face in faces}), "fonts": drawn}
+    found = run(Engine(loaded), chosen)
     found.facts["cases"] = {"count": found.facts["cases"], **source}
     found.facts["provenance"] = provenance()
     found.save(out)

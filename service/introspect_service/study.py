@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-from introspect_service.commands import fail
-
 study = typer.Typer(
     name="study", help="The evidence: long runs of steps that resume, each step with its result file.", no_args_is_help=True
 )
@@ -37,16 +35,11 @@ def kernel_only(
     work: Annotated[Path, typer.Option(help="Where recorded rows are kept; large.", file_okay=False)] = Path("runs/studies/kernel-only"),
 ) -> None:
     """What head statistics add to logits and hidden states after eviction, and add nothing where nothing was evicted."""
-    from introspect.errors import IntrospectError
-    from introspect_probes.errors import ProbesError
     from introspect_probes.studies.arms import ARMS
     from introspect_probes.studies.kernel_only import kernel_only as run
     from introspect_probes.studies.tables import kernel_only_table
 
-    try:
-        results = run(out, models=model or ["embedded"], arms=arm or list(ARMS), test=test, fit=fit, seed=seed, work=work)
-    except (IntrospectError, ProbesError) as problem:
-        fail(str(problem))
+    results = run(out, models=model or ["embedded"], arms=arm or list(ARMS), test=test, fit=fit, seed=seed, work=work)
     typer.echo(kernel_only_table(results))
 
 
@@ -63,17 +56,12 @@ def free_running(
     work: Annotated[Path, typer.Option(help="Where recorded traces are kept.", file_okay=False)] = Path("runs/studies/free-running"),
 ) -> None:
     """False claims in free-running answers, under budgets and in pictures that the probe set was not fitted on."""
-    from introspect.errors import IntrospectError
-    from introspect_probes.errors import ProbesError
     from introspect_probes.probe_set import load_probe_set
     from introspect_probes.studies.free_running import free_running as run
     from introspect_probes.studies.shifts import SHIFTS
     from introspect_probes.studies.tables import free_running_table
 
-    try:
-        results = run(out, load_probe_set(probes), traces, model=model, arms=arm or list(SHIFTS), n=n, seed=seed, work=work)
-    except (IntrospectError, ProbesError) as problem:
-        fail(str(problem))
+    results = run(out, load_probe_set(probes), traces, model=model, arms=arm or list(SHIFTS), n=n, seed=seed, work=work)
     typer.echo(free_running_table(results))
 
 
@@ -93,18 +81,13 @@ def attack(
     ),
 ) -> None:
     """The embedded model fine-tuned to hide its image attention: what frozen probes then say, and whether drift is told."""
-    from introspect.errors import IntrospectError
-    from introspect_probes.errors import ProbesError
     from introspect_probes.probe_set import load_probe_set
     from introspect_probes.studies.attack import SETTINGS, attack_table
     from introspect_probes.studies.attack import attack as run
     from introspect_probes.studies.hiding import Hiding
 
-    try:
-        plan, settings = Hiding(steps=steps, weight=weight), setting or list(SETTINGS)
-        results = run(out, load_probe_set(probes), traces, plan=plan, n=n, settings=settings, seed=seed, work=work)
-    except (IntrospectError, ProbesError) as problem:
-        fail(str(problem))
+    plan, settings = Hiding(steps=steps, weight=weight), setting or list(SETTINGS)
+    results = run(out, load_probe_set(probes), traces, plan=plan, n=n, settings=settings, seed=seed, work=work)
     typer.echo(attack_table(results))
 
 
@@ -122,13 +105,8 @@ def learning_state(
     work: Annotated[Path, typer.Option(help="Where recorded rows are kept.", file_okay=False)] = Path("runs/studies/learning-state"),
 ) -> None:
     """Which wrong items will be right at the end of training, told from head statistics at its checkpoints."""
-    from introspect.errors import IntrospectError
-    from introspect_probes.errors import ProbesError
     from introspect_probes.studies.learning_state import learning_state as run
     from introspect_probes.studies.learning_table import learning_state_table
 
-    try:
-        results = run(out, runs, fit=fit, test=test, heads=heads, seed=seed, work=work)
-    except (IntrospectError, ProbesError) as problem:
-        fail(str(problem))
+    results = run(out, runs, fit=fit, test=test, heads=heads, seed=seed, work=work)
     typer.echo(learning_state_table(results))
