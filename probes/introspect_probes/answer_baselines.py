@@ -71,8 +71,7 @@ def answer_scores(fit: Table, test: Table) -> dict[str, Floats]:
 
 def _last_hidden(table: Table) -> Floats:
     """Hidden states behind every layer of the query that predicted each answer's last word."""
-    found = [a.trace.hidden[len(a.tokens) - 1] for a in table.answers if a.trace.hidden is not None]
-    return np.stack([states.astype(np.float32).ravel() for states in found])
+    return np.stack([a.baselines.hidden[-1] for a in table.answers if a.baselines.hidden is not None])
 
 
 def _texts(table: Table) -> list[str]:

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from introspect_probes.answer_baselines import text_probabilities
+from introspect_probes.baseline_rows import ONE_WORD
 from introspect_probes.claim_probe import ClaimProbe
 from introspect_probes.dataset import Claims, Table
 from introspect_probes.fitting import fit_logistic
 from introspect_probes.published import risk_logits
-from introspect_probes.training_free import SCORES, Words
+from introspect_probes.training_free import SCORES
 
 Floats = NDArray[np.floating]
-ONE_WORD = (
-    "visual_attention_score", "svar", "lookback_ratio", "prelim_attention_score", "attention_score", "waad",
-    "retrieval_share", "image_output_share", "head_consensus", "attention_entropy",
-)  # fmt: skip
-"""Training-free scores that mean something of a single word; RAUQ, which runs over an answer, does not."""
 _POSITIONS = (1, 2, 4, 8, 16, 32)
 
 
@@ -81,9 +76,9 @@ def hidden_matrix(table: Table) -> Floats:
     """Hidden states behind every layer of the query that predicted each claim's word, `[claims, layers * width]`."""
     rows = []
     for answer, token in zip(table.claims.answer, table.claims.token, strict=True):
-        hidden = table.answers[answer].trace.hidden
-        if hidden is not None:
-            rows.append(hidden[token].astype(np.float32).ravel())
+        own = table.answers[answer].baselines
+        if own.hidden is not None:
+            rows.append(own.hidden[own.place[int(token)]])
     return np.stack(rows)
 
 
@@ -109,16 +104,16 @@ def texts(table: Table) -> list[str]:
     """For each claim the question and the answer's words up to the one that decides it."""
     found = []
     for answer, token in zip(table.claims.answer, table.claims.token, strict=True):
-        trace = table.answers[answer].trace
-        found.append(f"{trace.question} | {''.join(step.text for step in trace.steps[: token + 1])}")
+        own = table.answers[answer]
+        found.append(f"{own.trace.question} | {own.baselines.text(int(token))}")
     return found
 
 
 def word_scores(table: Table) -> dict[str, Floats]:
     """Training-free scores of each claim's word alone, turned so that higher speaks for a false claim."""
-    words = []
+    rows = []
     for answer, token in zip(table.claims.answer, table.claims.token, strict=True):
-        own, following = table.answers[answer].trace.steps[token : token + 2]
-        words.append(Words([own, replace(following, logits=None)]))
-    found = {name: np.array([SCORES[name](word) for word in words]) for name in ONE_WORD}
+        own = table.answers[answer].baselines
+        rows.append(own.scores[own.place[int(token)]])
+    found = dict(zip(ONE_WORD, np.stack(rows, axis=1), strict=True))
     return {SCORES[name].title: -SCORES[name].sign * value for name, value in found.items() if np.isfinite(value).all()}

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from introspect_probes.baseline_rows import BaselineRows, baseline_rows
 from introspect_probes.claim_probe import budget_features, is_reduced
 from introspect_probes.errors import TraceError
 from introspect_probes.features import TokenFeatures, kind_features, token_features
@@ -16,7 +17,7 @@ from introspect_probes.interventions import strategy_of
 from introspect_probes.probe_set import answer_features
 from introspect_probes.signals import STRATEGIES
 from introspect_probes.token_store import TokenStore
-from introspect_probes.traces import UNKNOWN, Trace
+from introspect_probes.traces import UNKNOWN, ClaimLabel, Trace
 from introspect_probes.training_free import SCORES, Words
 
 Array = NDArray[np.float32]
@@ -77,6 +78,19 @@ class Answer:
     trace: Trace
     tokens: Sequence[TokenFeatures]
     scores: dict[str, float]
+    kept: BaselineRows | None = None
+    """What baselines read, where it was asked for."""
+
+    @property
+    def baselines(self) -> BaselineRows:
+        """What baselines read.
+
+        Raises:
+            ValueError: the table was made without.
+        """
+        if self.kept is None:
+            raise ValueError(f"the answer {self.trace.id} was read without what baselines need; read it with `baselines=True`")
+        return self.kept
 
 
 @dataclass(frozen=True)
@@ -111,7 +125,7 @@ class Table:
     @property
     def has_hidden(self) -> NDArray[np.bool_]:
         """Whether hidden states were kept, of every answer."""
-        return np.array([a.trace.hidden is not None for a in self.answers], dtype=np.bool_)
+        return np.array([a.baselines.hidden is not None for a in self.answers], dtype=np.bool_)
 
     @property
     def agreement(self) -> NDArray[np.float64]:
@@ -155,7 +169,7 @@ def load_table(traces: Iterable[Trace], total: int | None = None) -> Table:
     Raises:
         TraceError: a trace holds a statistic that is not finite, or two have one id; the message names it.
     """
-    builder = TableBuilder()
+    builder = TableBuilder(baselines=True)
     for trace in tqdm(traces, total=total, desc="reading traces", unit="answer", leave=False):
         builder.add(trace)
     return builder.table()
@@ -167,10 +181,12 @@ class TableBuilder:
     Args:
         store: with one, only what a fit reads stays in memory: tokens' features go there, and the answers' traces are
             kept without steps, hidden states and pictures. What is left is a row of features a claim, and the prompts.
+        baselines: also keep what baselines read: words, their training-free scores, and hidden states of claims' words (in the store).
     """
 
-    def __init__(self, store: TokenStore | None = None) -> None:
+    def __init__(self, store: TokenStore | None = None, *, baselines: bool = False) -> None:
         self._store = store
+        self._baselines = baselines
         self._answers: list[Answer] = []
         self._rows: list[dict[str, object]] = []
         self._unlabelled: list[str] = []
@@ -193,12 +209,14 @@ class TableBuilder:
             return
         words = Words(trace.steps)
         scores = {name: score(words) for name, score in SCORES.items()}
-        self._rows += _claim_rows(trace, tokens, len(self._answers))
+        claims = [c for c in trace.claims if c.label != UNKNOWN and c.token < len(tokens)]
+        self._rows += _claim_rows(trace, claims, tokens, len(self._answers))
+        kept = baseline_rows(trace, [c.token for c in claims], len(tokens), self._store) if self._baselines else None
         if self._store is None:
-            self._answers.append(Answer(trace, tuple(tokens), scores))
+            self._answers.append(Answer(trace, tuple(tokens), scores, kept))
         else:
             light = replace(trace, steps=(), hidden=None, picture=None)
-            self._answers.append(Answer(light, self._store.keep(tokens), scores))
+            self._answers.append(Answer(light, self._store.keep(tokens), scores, kept))
 
     def table(self) -> Table:
         """What was taken so far."""
@@ -218,11 +236,9 @@ def _tokens(trace: Trace) -> list[TokenFeatures]:
     return [f for f in features if f is not None]
 
 
-def _claim_rows(trace: Trace, tokens: Sequence[TokenFeatures], answer: int) -> list[dict[str, object]]:
+def _claim_rows(trace: Trace, claims: Sequence[ClaimLabel], tokens: Sequence[TokenFeatures], answer: int) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
-    for claim in trace.claims:
-        if claim.label == UNKNOWN or claim.token >= len(tokens):
-            continue
+    for claim in claims:
         features = tokens[claim.token]
         rows.append(
             {

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from introspect.provenance import provenance
+from introspect.types import PromptInfo
 from introspect_probes.answer_evaluation import evaluate_answers
 from introspect_probes.card import card
 from introspect_probes.carriers import carriers
 from introspect_probes.claim_evaluation import evaluate_claims
-from introspect_probes.dataset import Table, load_table
+from introspect_probes.dataset import Table, TableBuilder
 from introspect_probes.domain import Domain
 from introspect_probes.errors import TraceError
 from introspect_probes.guarantee import Guarantee
@@ -28,7 +31,7 @@ from introspect_probes.probe_set import ProbeSet
 from introspect_probes.published import published_confidence, published_risks
 from introspect_probes.strategy_evaluation import evaluate_strategy
 from introspect_probes.telling_cases import telling_cases
-from introspect_probes.traces import Trace
+from introspect_probes.token_store import TokenStore
 
 Floats = NDArray[np.floating]
 
@@ -38,7 +41,8 @@ def evaluate(probes: ProbeSet, folders: Sequence[Path], out: Path) -> dict[str, 
 
     The baselines that need fitting are fitted on the same part of the same traces
     as the probes were, and everything is scored on the test part only. What the probe set
-    or the traces do not have is left out of the report and named under `absent`.
+    or the traces do not have is left out of the report and named under `absent`. Traces are
+    read one by one, so that folders may be larger than memory.
 
     Returns:
         The report.
@@ -46,10 +50,49 @@ def evaluate(probes: ProbeSet, folders: Sequence[Path], out: Path) -> dict[str, 
     Raises:
         TraceError: the folders hold no labelled answers to test on, or none to fit the baselines on.
     """
-    traces = list(chain.from_iterable(read_labelled(folder) for folder in folders))
-    inside = [t for t in traces if t.kind != OUTSIDE_KIND]
-    fit, calibration, test = (load_table(t for t in inside if part_of(t) == part) for part in ("fit", "calibration", "test"))
-    check_answers(fit, test)
+    with TokenStore() as store:
+        read = read_parts(folders, store)
+        check_answers(read.fit, read.test)
+        report, confidence = _report(probes, read)
+    cases = telling_cases(probes, read.test, confidence, folders)
+    report["cases"] = [case.facts() for case in cases]
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "report.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    (out / "report.html").write_text(html_report(report, cases), encoding="utf-8")
+    (out / "card.md").write_text(card(probes), encoding="utf-8")
+    return report
+
+
+@dataclass(frozen=True)
+class Read:
+    """What an evaluation reads of trace folders, by part, with the test part's prompts from outside the world."""
+
+    fit: Table
+    calibration: Table
+    test: Table
+    outside: list[PromptInfo]
+
+
+def read_parts(folders: Sequence[Path], store: TokenStore) -> Read:
+    """Read folders once, trace by trace; what stays in memory is a row of features and scores a claim, and the prompts.
+
+    Raises:
+        TraceError: a folder holds no readable traces, or a trace holds a statistic that is not finite.
+    """
+    tables = {part: TableBuilder(store, baselines=part != "calibration") for part in ("fit", "calibration", "test")}
+    outside: list[PromptInfo] = []
+    traces = chain.from_iterable(read_labelled(folder) for folder in folders)
+    for trace in tqdm(traces, desc="reading traces", unit="answer", leave=False):
+        if trace.kind != OUTSIDE_KIND:
+            tables[part_of(trace)].add(trace)
+        elif part_of(trace) == "test":
+            outside.append(trace.prompt)
+    return Read(tables["fit"].table(), tables["calibration"].table(), tables["test"].table(), outside)
+
+
+def _report(probes: ProbeSet, read: Read) -> tuple[dict[str, Any], Floats]:
+    """The report but for its cases, and the confidence of every test answer."""
+    fit, calibration, test = read.fit, read.calibration, read.test
     risks = published_risks(probes, test.claims)
     confidence = published_confidence(probes, test)
     conditions = sorted(set(test.conditions.tolist()))
@@ -68,16 +111,10 @@ def evaluate(probes: ProbeSet, folders: Sequence[Path], out: Path) -> dict[str, 
     if probes.strategy is not None and len(test.claims):
         report["strategy"] = evaluate_strategy(probes.strategy, test)
     if probes.domain is not None:
-        report["domain"] = evaluate_domain(probes.domain, test, [t for t in traces if t.kind == OUTSIDE_KIND and part_of(t) == "test"])
+        report["domain"] = evaluate_domain(probes.domain, test, read.outside)
     if probes.guarantee is not None:
         report["guarantee"] = evaluate_guarantee(probes.guarantee, test, confidence)
-    cases = telling_cases(probes, test, confidence)
-    report["cases"] = [case.facts() for case in cases]
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "report.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    (out / "report.html").write_text(html_report(report, cases), encoding="utf-8")
-    (out / "card.md").write_text(card(probes), encoding="utf-8")
-    return report
+    return report, confidence
 
 
 def check_answers(fit: Table, test: Table) -> None:
@@ -124,12 +161,12 @@ def evaluate_guarantee(guarantee: Guarantee, test: Table, confidence: Floats) ->
     }
 
 
-def evaluate_domain(domain: Domain, test: Table, outside: list[Trace]) -> dict[str, Any]:
+def evaluate_domain(domain: Domain, test: Table, outside: list[PromptInfo]) -> dict[str, Any]:
     """How well prompts outside the world are told apart, on pictures and words the fit never met."""
     inside = np.array([domain.probability(a.trace.prompt) for a in test.answers if a.trace.condition == "full"])
     if not outside or not len(inside):
         return {"outside": 0}
-    out = np.array([domain.probability(t.prompt) for t in outside])
+    out = np.array([domain.probability(prompt) for prompt in outside])
     labels = np.r_[np.zeros(len(inside)), np.ones(len(out))].astype(np.int64)
     return {
         "inside": len(inside),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from introspect_probes.dataset import Table
+from introspect_probes.labels import read_labelled
 from introspect_probes.probe_set import ProbeSet
 from introspect_probes.traces import FALSE, TRUE, Trace
 
@@ -50,8 +53,11 @@ class ShownCase:
         }  # fmt: skip
 
 
-def telling_cases(probes: ProbeSet, test: Table, confidence: NDArray[np.floating]) -> list[ShownCase]:
-    """The surest wrong answers and the least sure right ones, then the best of both; at most one of each question."""
+def telling_cases(probes: ProbeSet, test: Table, confidence: NDArray[np.floating], folders: Sequence[Path]) -> list[ShownCase]:
+    """The surest wrong answers and the least sure right ones, then the best of both; at most one of each question.
+
+    Only these are read from `folders` with their steps and pictures; the table need not hold them.
+    """
     right = test.correct == 1
     order = np.argsort(-np.asarray(confidence), kind="stable")
     lists = {
@@ -60,11 +66,10 @@ def telling_cases(probes: ProbeSet, test: Table, confidence: NDArray[np.floating
         "Best: doubted and wrong": order[::-1][~right[order[::-1]]],
         "Best: sure and right": order[right[order]],
     }
-    return [
-        ShownCase(title, test.answers[i].trace, float(confidence[i]), _tokens(probes, test.answers[i].trace))
-        for title, rows in lists.items()
-        for i in _distinct(test, rows)
-    ]
+    chosen = [(title, test.answers[i].trace.id, float(confidence[i])) for title, rows in lists.items() for i in _distinct(test, rows)]
+    wanted = {name for _, name, _ in chosen}
+    whole = {t.id: t for folder in folders for t in read_labelled(folder, wanted=lambda entry: entry.id in wanted)}
+    return [ShownCase(title, whole[name], sure, _tokens(probes, whole[name])) for title, name, sure in chosen]
 
 
 def _distinct(test: Table, rows: NDArray[np.int64]) -> list[int]:

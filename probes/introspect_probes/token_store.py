@@ -30,16 +30,35 @@ class TokenStore:
 
     def keep(self, tokens: Sequence[TokenFeatures]) -> StoredTokens:
         """The same tokens, at least one of them, their features on disk."""
-        rows = np.stack([np.concatenate([t.heads, t.logits, t.place]) for t in tokens]).astype(np.float32)
-        offset = self._file.seek(0, 2)
-        self._file.write(rows.tobytes())
+        rows = self.keep_rows(np.stack([np.concatenate([t.heads, t.logits, t.place]) for t in tokens]).astype(np.float32))
         first = tokens[0]
-        return StoredTokens(self, offset, len(rows), (len(first.heads), len(first.logits), len(first.place)))
+        return StoredTokens(self, rows.offset, rows.length, (len(first.heads), len(first.logits), len(first.place)))
+
+    def keep_rows(self, rows: NDArray[np.float32]) -> StoredRows:
+        """The same rows `[rows, width]` on disk."""
+        offset = self._file.seek(0, 2)
+        self._file.write(np.ascontiguousarray(rows, dtype=np.float32).tobytes())
+        return StoredRows(self, offset, *rows.shape)
 
     def read(self, offset: int, rows: int, width: int) -> NDArray[np.float32]:
         """`[rows, width]` from a place in the file."""
         self._file.seek(offset)
         return np.frombuffer(self._file.read(rows * width * 4), dtype=np.float32).reshape(rows, width)
+
+
+@dataclass(frozen=True)
+class StoredRows:
+    """Rows in a `TokenStore`, each read whenever it is asked for: where, in bytes, how many, and how wide."""
+
+    store: TokenStore
+    offset: int
+    length: int
+    width: int
+
+    def __getitem__(self, index: int) -> NDArray[np.float32]:
+        """One row, `[width]`."""
+        row: NDArray[np.float32] = self.store.read(self.offset + range(self.length)[index] * self.width * 4, 1, self.width)[0]
+        return row
 
 
 @dataclass(frozen=True)

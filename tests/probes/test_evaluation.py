@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -9,12 +10,13 @@ import numpy as np
 import pytest
 
 from introspect.types import Budget
-from introspect_probes import claim_evaluation, metrics
+from introspect_probes import claim_evaluation, evaluation, metrics, telling_cases
 from introspect_probes.answer_evaluation import evaluate_answers
 from introspect_probes.claim_baselines import slots
 from introspect_probes.claim_evaluation import evaluate_claims, within_position_and_type
 from introspect_probes.dataset import load_table
 from introspect_probes.evaluation import absent_baselines, evaluate
+from introspect_probes.labels import read_labelled
 from introspect_probes.metrics import ClusterBootstrap
 from introspect_probes.published import published_confidence, published_risks
 from introspect_probes.record import record
@@ -46,9 +48,32 @@ def folder(engine, tmp_path_factory):
     return planted
 
 
+class Alive:
+    """Reads traces and counts how many of them, of their head statistics and of their hidden states are held at once."""
+
+    def __init__(self):
+        self.most, self._parts = 0, []
+
+    def read(self, folder, **how):
+        for trace in read_labelled(folder, **how):
+            statistics = trace.steps[0].heads.lse
+            held = (trace, statistics if statistics.base is None else statistics.base, trace.hidden)
+            self._parts = [refs for refs in self._parts if any(ref() is not None for ref in refs)]
+            self._parts.append([weakref.ref(part) for part in held])
+            self.most = max(self.most, len(self._parts))
+            del held, statistics
+            yield trace
+
+
 @pytest.fixture(scope="module")
-def report(folder, probes, tmp_path_factory):
+def alive():
+    return Alive()
+
+
+@pytest.fixture(scope="module")
+def report(folder, probes, alive, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "read_labelled", alive.read)
         patch.setattr(claim_evaluation, "SHUFFLES", 2)
         patch.setattr(metrics, "RESAMPLES", 100)
         return evaluate(probes, [folder], tmp_path_factory.mktemp("report"))
@@ -61,6 +86,26 @@ def test_what_only_hidden_states_know_is_seen_by_the_baseline_that_reads_them(re
     assert pooled["probe_minus_L+H"][2] < 0
     assert "L+H" in report["answers"]["all"]["auroc"]
     assert "hidden states (L+H)" not in report["absent"]
+
+
+def test_traces_are_let_go_when_they_are_read(report, folder, alive):
+    assert report["answers"]["all"]["count"] > 20
+    assert 1 <= alive.most <= 2, "the one just read, and the one before it until its name is given away"
+    other = Alive()
+    table = load_table(other.read(folder))
+    assert other.most == len(table.answers), "the count sees traces that are held"
+
+
+def test_pictures_are_read_for_the_cases_that_are_shown(report, folder, probes, monkeypatch):
+    read = []
+    real = telling_cases.read_labelled
+    monkeypatch.setattr(telling_cases, "read_labelled", lambda *given, **how: (read.append(t) or t for t in real(*given, **how)))
+    table = load_table(t for t in read_traces(folder) if t.pool == "test")
+    light = replace(table, answers=tuple(replace(a, trace=replace(a.trace, steps=(), picture=None)) for a in table.answers))
+    cases = telling_cases.telling_cases(probes, light, published_confidence(probes, table), [folder])
+    assert [case.facts() for case in cases] == report["cases"]
+    assert {t.id for t in read} == {case.trace.id for case in cases}
+    assert all(case.trace.picture is not None and case.tokens for case in cases)
 
 
 def test_baselines_of_the_design_are_there(report):
