@@ -14,8 +14,6 @@ was retained; log-sum-exp enters as it is, to be standardised per head.
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -138,20 +136,6 @@ def layer_statistic(name: str, image_mass: NDArray[np.floating], argmax: NDArray
         return np.asarray(total**2 / (heads * np.maximum(np.einsum("...h,...h->...", image, image), 1e-12)))
     rank = 2.0 * np.arange(1, heads + 1)
     return np.asarray(np.sort(image, axis=-1) @ rank / (heads * total) - (heads + 1) / heads)
-
-
-def one_layer_statistic(name: str, image_mass: NDArray[np.floating], argmax: NDArray[np.integer]) -> float:
-    """`layer_statistic` of one layer, `[heads]`: for so few numbers arrays take longer than they save."""
-    if name == "consensus":
-        return max(Counter(argmax.tolist()).values()) / len(argmax)
-    image = [0.0 if math.isnan(value) else value for value in image_mass.tolist()]
-    heads, total = len(image), max(sum(image), 1e-9)
-    if name == "image_active":
-        return float(sum(value > 0.5 for value in image) / heads)
-    if name == "image_participation":
-        return float(total**2 / (heads * max(sum(value * value for value in image), 1e-12)))
-    ranked = sum(2.0 * rank * value for rank, value in enumerate(sorted(image), 1))
-    return float(ranked / (heads * total) - (heads + 1) / heads)
 
 
 def largest_party(values: NDArray[np.integer]) -> NDArray[np.int64]:

@@ -87,8 +87,12 @@ class BudgetedPlatt:
 
     def of(self, logit: float, *, is_reduced: bool) -> float:
         """The calibrated probability of one logit, without arrays."""
-        chosen = self.reduced if is_reduced else self.whole
+        chosen = self.chosen(is_reduced=is_reduced)
         return probability(-(chosen.a * logit + chosen.b))
+
+    def chosen(self, *, is_reduced: bool) -> Platt:
+        """The calibration of one cache."""
+        return self.reduced if is_reduced else self.whole
 
     def as_dict(self) -> dict[str, dict[str, float]]:
         """For the manifest."""

@@ -1,4 +1,4 @@
-"""A probe set cut down to the head statistics that it gives a weight to, for scoring token by token.
+"""A probe set cut down to what it gives a weight to, laid out for `compiled.py`, which scores token by token.
 
 l1 leaves a probe some hundreds of its head features. A token's are those of the row that predicted it, of the row
 that read it, and of what the budget kept of the prompt; so each row is read once, whether it predicts or reads.
@@ -6,90 +6,184 @@ that read it, and of what the budget kept of the prompt; so each row is read onc
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from introspect.types import HeadRow, PromptInfo
-from introspect_kernels import Segment
-from introspect_probes.features import Shape, head_feature_names, parse_head_feature
+from introspect.types import PromptInfo
+from introspect_kernels import NUM_SEGMENTS, Segment
+from introspect_probes import compiled as at
+from introspect_probes.claim_probe import budget_features, is_reduced
+from introspect_probes.features import LAYER_STATISTICS, LOGITS, PLACE, Shape, head_feature_names, parse_head_feature
 from introspect_probes.linear import LinearProbe
-from introspect_probes.row_reader import RowReader
+from introspect_probes.worlds.claims import CLAIM_KINDS
 
-Floats = NDArray[np.float32]
+if TYPE_CHECKING:
+    from introspect_probes.probe_set import ProbeSet
+
+Ints = NDArray[np.int64]
+_FIELDS = (*at.GATHERED, *LAYER_STATISTICS)
+_RISKS, _BUDGET = 6, 2
 
 
-@dataclass(frozen=True)
-class NarrowProbe:
-    """A linear probe on the head features that it has a weight for, and all of its others.
+class Answer(NamedTuple):
+    """The numbers of one answer, which `compiled.py` reads and writes.
 
     Attributes:
-        heads: where its head features stand in `NarrowReader.token`'s vector.
-        mean: as in `LinearProbe`, of those and the others behind them.
-        scale: likewise.
-        weight: `float64 [outputs, features]`.
-        bias: `[outputs]`.
+        x: `float32`, what is known of a token.
+        state: `float64`, what runs on from token to token, and what was said last.
     """
 
-    heads: NDArray[np.intp]
-    mean: Floats
-    scale: Floats
-    weight: NDArray[np.float64]
-    bias: Floats
-
-    def logits(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Logits `[outputs]` of `[features]`: those of `LinearProbe.logits`."""
-        standard = (features - self.mean) / self.scale
-        np.minimum(standard, 8, out=standard)
-        np.maximum(standard, -8, out=standard)
-        return np.asarray(self.weight @ standard + self.bias)
+    x: NDArray[np.float32]
+    state: NDArray[np.float64]
 
 
-class NarrowReader:
-    """Reads of a token what any of several probes has a weight for.
+class _Column(NamedTuple):
+    """A number of a row: in which of `_FIELDS`, where in it (of a layer's statistic, which layer), and by what it is divided."""
+
+    field: int
+    offset: int
+    divisor: int
+
+
+class _Output(NamedTuple):
+    """One output of a probe, as far as it gives weights: where its features are, and as in `LinearProbe`."""
+
+    places: Ints
+    mean: NDArray[np.float32]
+    scale: NDArray[np.float32]
+    weight: NDArray[np.float32]
+    bias: float
+
+
+_NONE = np.zeros(0, np.float32)
+_NOTHING = _Output(np.zeros(0, np.int64), _NONE, _NONE, _NONE, 0.0)
+
+
+class NarrowProbes:
+    """Tables of a probe set, and the numbers of an answer that begins.
+
+    What is known of a token is one vector: columns of the row that predicted it, the same of the row that read it, what
+    the budget kept of the prefill's attention, means of confidence's head features over the answer, and what is not of
+    the heads. Each output of a probe has an entry for every feature that it gives a weight to.
 
     Args:
-        shape: of the model.
-        probes: by name; each begins with the features of `head_feature_names`.
-        headless: by name; those that read no heads.
+        probes: the probe set.
+
+    Attributes:
+        tables: what `compiled.compiled()` takes first: `ints`, `standard`, `weights`.
+        no_row: what it takes for the row where there is none.
+        states: where in `Answer.state` the strategy's probabilities are.
     """
 
-    def __init__(self, shape: Shape, probes: dict[str, LinearProbe], headless: dict[str, LinearProbe]) -> None:
-        names = head_feature_names(shape)
-        used = {name: np.flatnonzero(np.any(probe.weight[:, : len(names)] != 0, axis=0)) for name, probe in probes.items()}
-        parsed = {column: parse_head_feature(names[column], shape) for columns in used.values() for column in columns.tolist()}
+    def __init__(self, probes: ProbeSet) -> None:
+        self._probes, shape = probes, probes.shape
+        names, kinds = head_feature_names(shape), len(CLAIM_KINDS)
+        confidence, claims, strategy = probes.confidence, probes.claims, probes.strategy
+        on_heads = [confidence, *([claims.internal] if claims else []), *([strategy.probe] if strategy else [])]
+        used = np.flatnonzero(np.any([np.any(probe.weight[:, : len(names)] != 0, axis=0) for probe in on_heads], axis=0))
+        parsed = {column: parse_head_feature(names[column], shape) for column in used.tolist()}
         # What the budget kept at this row is read with the row; what it kept of the prefill's attention belongs to the prompt.
-        rows = sorted({(what, flat) for _, what, flat in parsed.values() if not what.startswith("retention_")})
-        self._fixed = sorted({(what, flat) for _, what, flat in parsed.values() if what.startswith("retention_")})
-        self._rows = RowReader(shape, rows)
-        at = {("producing", *column): number for number, column in enumerate(rows)}
-        at |= {("budget", *column): number for number, column in enumerate(rows)}
-        at |= {("reading", *column): len(rows) + number for number, column in enumerate(rows)}
-        at |= {("budget", *column): 2 * len(rows) + number for number, column in enumerate(self._fixed)}
-        self.probes = {
-            name: _narrowed(probe, used[name], len(names), np.array([at[parsed[c]] for c in used[name].tolist()], dtype=np.intp))
-            for name, probe in probes.items()
-        }
-        nothing = np.zeros(0, dtype=np.intp)
-        self.probes |= {name: _narrowed(probe, nothing, 0, nothing) for name, probe in headless.items()}
+        kept = sorted({(what, flat) for _, what, flat in parsed.values() if what.startswith("retention_")})
+        self._kept = [flat for _, flat in kept], [Segment[what.removeprefix("retention_").upper()] for what, _ in kept]
+        columns = sorted({_column(what, flat, shape) for _, what, flat in parsed.values() if not what.startswith("retention_")})
+        summed = np.flatnonzero(confidence.weight[0, : len(names)])
+        states = len(strategy.states) if strategy else 0
+        x = _blocks(2 * len(columns), len(kept), len(summed), len(LOGITS), len(PLACE), kinds, kinds, _RISKS, _BUDGET)
+        self._x, (_, kept_at, means, logits, place, kind, counts, risks, budget) = x, x
+        state = _blocks(at.NUMBERS, kinds, states, len(summed), at.BY_HEAD + 2 * shape.layers * shape.kv_heads, shape.heads)
+        self._state, self.states = state, slice(state[2].start, state[2].stop)
+        heads, averaged = np.zeros(len(names), np.int64), np.zeros(len(names), np.int64)
+        number = {column: count for count, column in enumerate(columns)}
+        for feature, (source, what, flat) in parsed.items():
+            if what.startswith("retention_"):
+                heads[feature] = kept_at[kept.index((what, flat))]
+            else:
+                heads[feature] = number[_column(what, flat, shape)] + (len(columns) if source == "reading" else 0)
+        averaged[summed] = means
+        outputs = [_output(confidence, 0, averaged, logits, counts, risks, budget)]
+        outputs.append(_output(claims.internal, 0, heads, logits, kind) if claims else _NOTHING)
+        outputs.append(_output(claims.prior, 0, place, kind, budget) if claims else _NOTHING)
+        outputs += [_output(strategy.probe, number, heads) for number in range(states)] if strategy else []
+        sizes = (shape.layers, shape.heads, shape.kv_heads, len(columns), kinds, len(summed), int(claims is not None), states)
+        lists = (
+            np.searchsorted([column.field for column in columns], np.arange(len(_FIELDS) + 1)),
+            [column.offset for column in columns],
+            [column.divisor for column in columns],
+            np.cumsum([0, *(len(output.places) for output in outputs)]),
+            np.concatenate([output.places for output in outputs]),
+            heads[summed],
+        )
+        begins = [block.start for block in (means, logits, place, kind, counts, risks, *state[1:])]
+        self.tables = (
+            _packed(sizes, lists, begins),
+            np.stack([np.concatenate([o.mean for o in outputs]), np.concatenate([o.scale for o in outputs])]),
+            np.concatenate([*(o.weight for o in outputs), [o.bias for o in outputs]]).astype(np.float64),
+        )
+        self.no_row = tuple(np.zeros((1,) * dimensions, dtype) for dtype, dimensions in at.ROW_TYPES)
+        self._deviates = confidence.mean[summed], confidence.scale[summed]
 
-    def row(self, row: HeadRow, position: int, prompt: PromptInfo) -> Floats:
-        """One row's values, whichever role it plays; `position` is its query's token index."""
-        return self._rows.read(row, position, prompt.logical)
+    def answer(self, prompt: PromptInfo, in_domain: float | None) -> Answer:
+        """The numbers of an answer that begins; `in_domain` is a factor of its confidence."""
+        probes, reduced = self._probes, is_reduced(prompt)
+        x, state = np.zeros(self._x[-1].stop, np.float32), np.zeros(self._state[-1].stop)
+        kept = prompt.retention.reshape(-1, NUM_SEGMENTS)[self._kept]
+        x[self._x[1].start : self._x[1].stop] = np.where(np.isnan(kept), 1.0, kept)
+        x[self._x[-1].start :] = budget_features(prompt)
+        calibration = probes.confidence_calibration.chosen(is_reduced=reduced)
+        state[[at.CONFIDENCE_A, at.CONFIDENCE_B]] = calibration.a, calibration.b
+        if probes.claims is not None:
+            calibration = probes.claims.calibration.chosen(is_reduced=reduced)
+            state[[at.RISK_A, at.RISK_B]] = calibration.a, calibration.b
+        state[at.TEMPERATURE] = probes.strategy.temperature if probes.strategy is not None else 1.0
+        state[at.FACTOR] = 1.0 if in_domain is None else in_domain
+        state[at.LOWEST], state[at.HIGHEST] = np.inf, -np.inf
+        state[at.LOGICAL : at.LOGICAL + NUM_SEGMENTS] = np.maximum(prompt.logical, 1)
+        return Answer(x, state)
 
-    def fixed(self, prompt: PromptInfo) -> Floats:
-        """What belongs to the prompt: the share of attention that survived; 1 where there was none."""
-        kept = prompt.retention.reshape(-1, prompt.retention.shape[-1])
-        values = [kept[flat, Segment[what.removeprefix("retention_").upper()]] for what, flat in self._fixed]
-        return np.nan_to_num(np.array(values, dtype=np.float32), nan=1.0)
-
-    @staticmethod
-    def token(producing: Floats, reading: Floats, fixed: Floats) -> Floats:
-        """A token's values, of which `NarrowProbe.heads` says which are whose."""
-        return np.concatenate((producing, reading, fixed))
+    def distance(self, answer: Answer) -> float | None:
+        """How far an answer's mean head features that confidence reads are from those of the fit: root mean square, in deviations."""
+        mean, scale = self._deviates
+        if not answer.state[at.WORDS] or not len(mean):
+            return None
+        deviations = np.clip((answer.x[self._x[2].start : self._x[2].stop] - mean) / scale, -8, 8)
+        return float(np.sqrt(np.mean(deviations**2)))
 
 
-def _narrowed(probe: LinearProbe, used: NDArray[np.intp], count: int, heads: NDArray[np.intp]) -> NarrowProbe:
-    columns = np.concatenate([used, np.arange(count, probe.weight.shape[1])])
-    return NarrowProbe(heads, probe.mean[columns], probe.scale[columns], probe.weight[:, columns].astype(np.float64), probe.bias)
+def _column(name: str, flat: int, shape: Shape) -> _Column:
+    """Where a statistic is, as `features.parse_head_feature` names it."""
+    if name in LAYER_STATISTICS:
+        return _Column(_FIELDS.index(name), flat, at.WHOLE)
+    field, _, segment = name.partition("_")
+    if field == "mass":
+        return _Column(_FIELDS.index(field), flat * NUM_SEGMENTS + Segment[segment.upper()], at.WHOLE)
+    if field == "retained":
+        number = Segment[segment.upper()]
+        return _Column(_FIELDS.index(field), flat * NUM_SEGMENTS + number, at.BY_SEGMENT + number)
+    divisor = {"mean_distance": at.POSITION, "windowed_distance": at.WINDOW}.get(name, at.WHOLE)
+    if name in ("entropy", "image_entropy"):
+        layer, head = divmod(flat, shape.heads)
+        kv_head = layer * shape.kv_heads + head // (shape.heads // shape.kv_heads)
+        divisor = at.BY_HEAD + 2 * kv_head + (name == "image_entropy")
+    return _Column(_FIELDS.index(name), flat, divisor)
+
+
+def _blocks(*sizes: int) -> list[range]:
+    """Places of what lies one behind another."""
+    return [range(first, last) for first, last in pairwise(accumulate(sizes, initial=0))]
+
+
+def _output(probe: LinearProbe, number: int, *places: Sequence[int] | Ints) -> _Output:
+    """What output `number` of a probe gives weights to; `places` are those of all of its features."""
+    weighed = np.flatnonzero(probe.weight[number])
+    where = np.concatenate([np.asarray(block, dtype=np.int64) for block in places])
+    return _Output(where[weighed], probe.mean[weighed], probe.scale[weighed], probe.weight[number, weighed], float(probe.bias[number]))
+
+
+def _packed(sizes: Sequence[int], lists: Sequence[Any], begins: Sequence[int]) -> Ints:
+    """All of the tables' whole numbers: sizes, where each list begins, where blocks begin, then the lists."""
+    starts = accumulate((len(each) for each in lists[:-1]), initial=len(sizes) + len(lists) + len(begins))
+    return np.concatenate([sizes, list(starts), begins, *lists]).astype(np.int64)

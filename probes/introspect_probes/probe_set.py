@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,11 +23,13 @@ from introspect_probes.features import Shape, TokenFeatures, kind_features
 from introspect_probes.grammar import claim_finder
 from introspect_probes.guarantee import Guarantee
 from introspect_probes.linear import BudgetedPlatt, LinearProbe
-from introspect_probes.narrow import NarrowReader
 from introspect_probes.reference import Reference
 from introspect_probes.scoring import Session
 from introspect_probes.strategy_probe import StrategyProbe
 from introspect_probes.training_free import TrainingFreeScores
+
+if TYPE_CHECKING:
+    from introspect_probes.narrow import NarrowProbes
 
 EMBEDDED = "embedded"
 FORMAT = "introspect-probes/1"
@@ -110,14 +112,11 @@ class ProbeSet:
         return None
 
     @cached_property
-    def narrow(self) -> NarrowReader:
-        """What a session reads: the head statistics that `confidence`, `internal` or `strategy` has a weight for."""
-        probes, headless = {"confidence": self.confidence}, {}
-        if self.claims is not None:
-            probes["internal"], headless["prior"] = self.claims.internal, self.claims.prior
-        if self.strategy is not None:
-            probes["strategy"] = self.strategy.probe
-        return NarrowReader(self.shape, probes, headless)
+    def narrow(self) -> NarrowProbes:
+        """What a session reads: tables of what `confidence`, `claims` and `strategy` have a weight for."""
+        from introspect_probes.narrow import NarrowProbes
+
+        return NarrowProbes(self)
 
     def session(self, prompt: PromptInfo, *, provisional: bool = True) -> Session:
         """Begin to score the answer to `prompt`.

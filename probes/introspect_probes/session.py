@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from dataclasses import dataclass
+from operator import attrgetter
 
-import numpy as np
-from numpy.typing import NDArray
-
-from introspect.types import LogitStats, PromptInfo, StepTrace
-from introspect_probes.claim_probe import budget_features, is_reduced
-from introspect_probes.features import kind_features
+from introspect.types import HeadRow, PromptInfo, StepTrace
+from introspect_probes import compiled as at
+from introspect_probes.claim_probe import is_reduced
 from introspect_probes.grammar import ClaimFinder
 from introspect_probes.probe_set import ProbeSet
-from introspect_probes.running_logits import RunningLogits, clipped
 from introspect_probes.scoring import StepSignals
 from introspect_probes.signals import AnswerSignal, Guaranteed, HallucinationRisk, SpanSignal, Strategy, TokenSignal
-from introspect_probes.tally import Tally
 from introspect_probes.training_free import TrainingFreeScores
 from introspect_probes.worlds.claims import CLAIM_KINDS, Claim
 
@@ -23,35 +21,33 @@ OUTSIDE = 0.5
 """Below this P(in domain) the answer carries a note that the prompt is outside what the model knows."""
 
 _NOTE = "This question or picture is outside what the model was taught and the probes were fitted on; do not rely on the answer."
-_KINDS = {kind: kind_features(kind).tolist() for kind in CLAIM_KINDS}
+_KINDS = {kind: number for number, kind in enumerate(CLAIM_KINDS)}
+_NO_CLAIM, _NOT_KNOWN = -1, math.nan
+_FLOOR = (-20.0,) * 5
+_NO_WORD = (0.0, 0.0, 0.0, *_FLOOR, 0)
+_arrays = attrgetter(*at.ROW)
 
 
 @dataclass(frozen=True)
 class _Word:
-    """A word whose reading row has not come: its step, its row, its other features, its claim."""
+    """A word whose reading row has not come: its index, the row that predicted it and where that stands, its claim."""
 
-    step: StepTrace
-    row: NDArray[np.float32]
-    logits: list[float]
-    place: list[float]
+    index: int
+    heads: HeadRow
+    position: int
     claim: Claim | None
 
-
-@dataclass(frozen=True)
-class _Scored:
-    """What is said of a word, and the answer with it."""
-
-    tally: Tally
-    risk: HallucinationRisk | None
-    strategy: Strategy | None
-    confidence: float
+    @property
+    def kind(self) -> int:
+        """Its claim's number among the kinds."""
+        return _KINDS[self.claim.kind] if self.claim is not None else _NO_CLAIM
 
 
 class ProbeSession:
     """A `Session` of a probe set.
 
-    Every row is read once, for those statistics that a probe has a weight for, and every word scored once for good:
-    values are those of `features.token_features` and `probe_set.answer_features`.
+    Every row is read once, for those statistics that a probe has a weight for, and every word scored once for good, all
+    in one compiled call (see `compiled.py`): values are those of `features.token_features` and `probe_set.answer_features`.
 
     Args:
         probes: the probe set.
@@ -65,9 +61,10 @@ class ProbeSession:
         self._in_domain = probes.in_domain(prompt)
         self._is_reduced = is_reduced(prompt)
         self._fallback = TrainingFreeScores(prompt)
-        self._reader = probes.narrow
-        self._fixed, self._budget = self._reader.fixed(prompt), [float(v) for v in budget_features(prompt)]
-        self._numbers, self._tally = RunningLogits(), Tally()
+        self._narrow = probes.narrow
+        self._numbers = self._narrow.answer(prompt, self._in_domain)
+        self._compiled, self._own = at.compiled(), (*self._narrow.tables, *self._numbers)
+        self._said: Counter[int] = Counter()
         self._word: _Word | None = None
         self._confidence: float | None = None
         self._claims: list[tuple[Claim, HallucinationRisk, Strategy | None]] = []
@@ -77,26 +74,27 @@ class ProbeSession:
     def step(self, step: StepTrace) -> StepSignals:
         """See `Session`."""
         self._fallback.add(step)
-        row = self._reader.row(step.heads, step.position, self.prompt) if step.heads is not None else None
-        revised = self._close(row, step.logits)
+        revised = self._advance(step)
         if step.logits is None:
             return StepSignals(None, revised)
         start = len(self._text)
         self._text += step.text
-        logits, place = self._numbers.add(step)
-        if row is None:
+        if step.heads is None:
             return StepSignals(None, revised)
         if step.is_special:
             return StepSignals(TokenSignal(step.index, self._confidence, None, None, is_final=False), revised)
-        self._word = _Word(step, row, logits, place, self.finder.first_from(self._text, start) if step.text else None)
+        claim = self.finder.first_from(self._text, start) if step.text else None
+        self._word = _Word(step.index, step.heads, step.position, claim)
         if not self.provisional:
             return StepSignals(None, revised)
-        said = self._score(self._word, self._alone(self._word), logits)
-        return StepSignals(TokenSignal(step.index, said.confidence, said.risk, said.strategy, is_final=False), revised)
+        self._score_alone(self._word, 0, _NOT_KNOWN)
+        return StepSignals(self._told(self._word, is_final=False), revised)
 
     def finish(self) -> AnswerSignal:
         """See `Session`."""
-        self._close(None, None)
+        if self._word is not None:
+            self._score_alone(self._word, at.COMMIT, _NOT_KNOWN)
+            self._close(self._word)
         answer = self._fallback.finish()
         return AnswerSignal(
             confidence=self._confidence,
@@ -115,68 +113,63 @@ class ProbeSession:
             scores=answer.scores,
             mismatch=self.probes.mismatch,
             guarantee=self._guarantee(self._confidence),
-            feature_distance=self._distance(),
+            feature_distance=self._narrow.distance(self._numbers),
         )
 
-    def _close(self, row: NDArray[np.float32] | None, following: LogitStats | None) -> TokenSignal | None:
-        """The last word on the previous word, now that its reading row is here, or that none will come."""
-        word, self._word = self._word, None
-        if word is None:
-            return None
-        logits = word.logits if following is None else [*word.logits[:-1], clipped(following.entropy)]
-        said = self._score(word, row if row is not None else self._alone(word), logits)
-        self._tally, self._confidence = said.tally, said.confidence
-        if word.claim is not None and said.risk is not None:
-            self._claims.append((word.claim, said.risk, said.strategy))
+    def _advance(self, step: StepTrace) -> TokenSignal | None:
+        """Take a step's numbers; the last word on the previous word, now that its reading row is here, or that none will come."""
+        held, logits, do, kind = self._word, step.logits, 0, _NO_CLAIM
+        following = logits.entropy if logits is not None else _NOT_KNOWN
+        if step.heads is not None:
+            do = at.READ | at.SHIFT
+            if held is not None:
+                do, kind = do | at.SCORE | at.COMMIT, held.kind
+        elif held is not None:
+            self._score_alone(held, at.COMMIT, following)
+        word: tuple[float, ...] = _NO_WORD
+        if logits is not None:
+            do |= at.WORD
+            top = logits.top_logprobs[:5]
+            said = self._said[step.token_id]
+            self._said[step.token_id] = said + 1
+            word = (logits.logprob, logits.entropy, logits.margin, *(top if len(top) == 5 else (*top, *_FLOOR)[:5]), said)
+        row = _arrays(step.heads) if step.heads is not None else self._narrow.no_row
+        self._compiled(*self._own, *row, step.position, do, kind, following, *word)
+        return self._close(held) if held is not None else None
+
+    def _score_alone(self, word: _Word, do: int, following: float) -> None:
+        """Score a word while it has no reading row: the row that predicted it stands for that."""
+        self._compiled(*self._own, *_arrays(word.heads), word.position + 1, at.READ | at.SCORE | do, word.kind, following, *_NO_WORD)
+
+    def _close(self, word: _Word) -> TokenSignal:
+        """The last word on a word that has just been scored for good."""
+        self._word = None
+        said = self._told(word, is_final=True)
+        self._confidence = said.confidence
+        if word.claim is not None and said.hallucination is not None:
+            self._claims.append((word.claim, said.hallucination, said.strategy))
         if said.strategy is not None:
             self._strategies.append(said.strategy)
-        return TokenSignal(word.step.index, said.confidence, said.risk, said.strategy, is_final=True)
+        return said
 
-    def _alone(self, word: _Word) -> NDArray[np.float32]:
-        """What stands for a word's reading row while there is none: the row that predicted it."""
-        if word.step.heads is None:
-            raise ValueError(f"expected the statistics of step {word.step.index}, which had them when it came")
-        return self._reader.row(word.step.heads, word.step.position + 1, self.prompt)
-
-    def _score(self, word: _Word, reading: NDArray[np.float32], logits: list[float]) -> _Scored:
-        values = self._reader.token(word.row, reading, self._fixed)
-        probes = self._reader.probes
-        risk, strategy = None, None
-        if word.claim is not None:
-            if self.probes.claims is not None:
-                risk = self._risk(values[probes["internal"].heads], word, logits)
-            if self.probes.strategy is not None:
-                states = probes["strategy"].logits(values[probes["strategy"].heads])
-                strategy = self.probes.strategy.state(self.probes.strategy.calibrated(states))
-        kind, known = (word.claim.kind, risk.risk) if word.claim is not None and risk is not None else (None, None)
-        tally = self._tally.plus(values[probes["confidence"].heads], kind, known)
-        logit = probes["confidence"].logits(np.concatenate((tally.means, tally.tail(logits, self._budget))))[0]
-        confidence = self.probes.confidence_calibration.of(float(logit), is_reduced=self._is_reduced)
-        return _Scored(tally, risk, strategy, confidence if self._in_domain is None else confidence * self._in_domain)
-
-    def _risk(self, heads: NDArray[np.float32], word: _Word, logits: list[float]) -> HallucinationRisk | None:
-        claims, claim = self.probes.claims, word.claim
-        if claims is None or claim is None:
-            return None
-        probes, kind = self._reader.probes, _KINDS[claim.kind]
-        features = np.concatenate((heads, np.array([*logits, *kind], dtype=np.float32)))
-        internal = float(probes["internal"].logits(features)[0])
-        prior = float(probes["prior"].logits(np.array([*word.place, *kind, *self._budget], dtype=np.float32))[0])
-        return claims.combined(internal, prior, is_reduced=self._is_reduced, level=self.finder.level)
+    def _told(self, word: _Word, *, is_final: bool) -> TokenSignal:
+        """What was said last, of a word."""
+        state, probes = self._numbers.state, self.probes
+        confidence, risk, internal, prior = state[: at.PRIOR + 1].tolist()
+        if word.claim is None:
+            return TokenSignal(word.index, confidence, None, None, is_final)
+        return TokenSignal(
+            word.index,
+            confidence,
+            HallucinationRisk(risk, internal, prior, self.finder.level) if probes.claims is not None else None,
+            probes.strategy.state(state[self._narrow.states]) if probes.strategy is not None else None,
+            is_final,
+        )
 
     def _any_false(self, risks: list[float]) -> float | None:
         if not risks or self.probes.claims is None:
             return None
         return self.probes.claims.any_false(risks, reduced=self._is_reduced)
-
-    def _distance(self) -> float | None:
-        """How far the answer's head features are from those of the fit."""
-        probe = self._reader.probes["confidence"]
-        count = len(probe.heads)
-        if not self._tally.words or not count:
-            return None
-        deviations = np.clip((self._tally.means - probe.mean[:count]) / probe.scale[:count], -8, 8)
-        return float(np.sqrt(np.mean(deviations**2)))
 
     def _guarantee(self, confidence: float | None) -> Guaranteed | None:
         """Whether the answer is over the guaranteed threshold; a probe set made to score another model guarantees nothing."""

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from introspect.types import LogitStats, PromptInfo, StepTrace
-from introspect_probes.features import LOGITS, PLACE, Shape, logit_features, place_features, token_features
+from introspect_probes.features import Shape, token_features
 from introspect_probes.grammar import WORDS_GRAMMAR, WORLD_GRAMMAR, claim_finder
+from introspect_probes.linear import BudgetedPlatt, Platt
 from introspect_probes.probe_set import ProbeSet, answer_features
-from introspect_probes.running_logits import RunningLogits
 from introspect_probes.scoring_benchmark import random_probes, random_prompt, random_row
 from introspect_probes.signals import TokenSignal
 from introspect_probes.traces import Trace
@@ -31,6 +31,10 @@ def made_answer(shape: Shape, rng: np.random.Generator, *, reduced: bool) -> lis
         row = random_row(shape, rng)
         row.lse[0, -1] = -np.inf
         row.image_max[-1, 0] = np.nan
+        if index % 3 == 1:  # a head without any entry
+            for name in ("entropy", "sum_sq", "max_prob", "image_output_share", "mean_distance"):
+                getattr(row, name)[-1, -1] = np.nan
+            row.mass[-1, -1], row.argmax_position[-1, -1], row.retained[-1, -1] = 0, -1, 0
         top = tuple(sorted(rng.uniform(-40, 0, 3 if index % 2 else 6), reverse=True))
         logits = LogitStats(top[0], float(rng.uniform(0, 40)), float(rng.uniform(0, 5)), tuple(range(len(top))), top)
         is_end = index == len(texts)
@@ -44,7 +48,7 @@ def made_answer(shape: Shape, rng: np.random.Generator, *, reduced: bool) -> lis
 
 
 def expected(probes: ProbeSet, steps: Sequence[StepTrace], prompt: PromptInfo) -> list[TokenSignal]:
-    """Final signals of every word from whole feature vectors."""
+    """Final signals of every word from whole feature vectors; the last one may have no step behind it."""
     finder = claim_finder(probes.manifest["grammar"], prompt.question)
     seen, risks, kinds, said, text = [], [], [], [], ""
     in_domain = probes.in_domain(prompt)
@@ -52,7 +56,7 @@ def expected(probes: ProbeSet, steps: Sequence[StepTrace], prompt: PromptInfo) -
         start, text = len(text), text + step.text
         if step.logits is None or step.is_special:
             continue
-        features = token_features(steps, index, steps[index + 1])
+        features = token_features(steps, index, steps[index + 1] if index + 1 < len(steps) else None)
         assert features is not None
         seen.append(features)
         claim = next((c for c in finder.find(text) if start <= c.start < len(text)), None)
@@ -88,7 +92,7 @@ def assert_same(ours: TokenSignal, theirs: TokenSignal) -> None:
 @pytest.mark.parametrize("absent", [(), ("claims",), ("strategy",)])
 def test_every_word_has_the_signals_of_the_whole_feature_vector(shape: Shape, grammar: str, absent: tuple[str, ...]) -> None:
     rng = np.random.default_rng(3)
-    probes = random_probes(shape, 60, rng)
+    probes = every_weight(random_probes(shape, 60, rng), rng)
     probes = replace(probes, manifest={**probes.manifest, "grammar": grammar, "budgets": {"policies": ["full"], "min_ratio": 0.1}})
     probes = replace(probes, **dict.fromkeys(absent))
     steps = made_answer(shape, rng, reduced=shape.heads == 6)
@@ -99,6 +103,44 @@ def test_every_word_has_the_signals_of_the_whole_feature_vector(shape: Shape, gr
     for ours, theirs in zip(found, wanted, strict=True):
         assert_same(ours, theirs)
     assert session.finish().confidence == found[-1].confidence
+
+
+def every_weight(probes: ProbeSet, rng: np.random.Generator) -> ProbeSet:
+    """The same with a prior that reads place, kind and budget, and with calibrations that tell caches apart."""
+    assert probes.claims is not None
+    prior = replace(probes.claims.prior, weight=rng.normal(0, 0.3, probes.claims.prior.weight.shape).astype(np.float32))
+    calibration = BudgetedPlatt(Platt(-0.9, 0.2), Platt(-0.4, -0.3))
+    return replace(probes, claims=replace(probes.claims, prior=prior, calibration=calibration), confidence_calibration=calibration)
+
+
+@pytest.mark.parametrize("last", ["with no row", "never"])
+def test_a_word_without_a_reading_row_is_scored_by_the_row_that_predicted_it(last: str) -> None:
+    rng = np.random.default_rng(4)
+    probes = every_weight(random_probes(Shape(3, 6, 2), 60, rng), rng)
+    manifest = {**probes.manifest, "grammar": WORLD_GRAMMAR, "budgets": {"policies": ["full"], "min_ratio": 0.1}}
+    probes, steps = replace(probes, manifest=manifest), made_answer(Shape(3, 6, 2), rng, reduced=False)[:6]
+    session = probes.session(steps[0].prompt)
+    for step in steps:
+        session.step(step)
+    wanted = expected(probes, steps, steps[0].prompt)[-1]
+    if last == "with no row":
+        closing = replace(steps[-1], index=6, token_id=-1, text="", logits=None, heads=None, finish_reason="length")
+        revised = session.step(closing).revised
+        assert revised is not None
+        assert_same(revised, wanted)
+    assert session.finish().confidence == pytest.approx(wanted.confidence, abs=1e-6)
+
+
+def test_what_is_said_at_first_is_what_would_be_said_without_another_step() -> None:
+    rng = np.random.default_rng(5)
+    probes = every_weight(random_probes(Shape(2, 4, 4), 60, rng), rng)
+    manifest = {**probes.manifest, "grammar": WORLD_GRAMMAR, "budgets": {"policies": ["full"], "min_ratio": 0.1}}
+    probes, steps = replace(probes, manifest=manifest), made_answer(Shape(2, 4, 4), rng, reduced=True)
+    session = probes.session(steps[0].prompt)
+    for count, step in enumerate(steps[:8], 1):
+        early = session.step(step).current
+        assert early is not None
+        assert_same(replace(early, is_final=True), expected(probes, steps[:count], steps[0].prompt)[-1])
 
 
 def test_so_it_is_with_the_embedded_probes_and_real_answers(probes: ProbeSet, traces: list[Trace]) -> None:
@@ -118,18 +160,6 @@ def test_provisional_signals_change_no_final_one(probes: ProbeSet, traces: list[
         assert early.revised == late.revised
         assert late.current is None or step.is_special
     assert twice.finish() == once.finish()
-
-
-def test_logits_and_places_follow_the_answer(traces: list[Trace]) -> None:
-    steps = [s for s in max(traces, key=lambda t: len(t.steps)).steps if s.logits is not None]
-    running = RunningLogits()
-    for index, step in enumerate(steps):
-        logits, place = running.add(step)
-        so_far = [s.logits for s in steps[: index + 1] if s.logits is not None]
-        assert logits == pytest.approx(logit_features(so_far, None).tolist(), rel=1e-6)
-        assert len(logits) == len(LOGITS)
-        assert place == pytest.approx(place_features([s.token_id for s in steps[: index + 1]]).tolist(), rel=1e-6)
-        assert len(place) == len(PLACE)
 
 
 @pytest.mark.parametrize("grammar", [WORLD_GRAMMAR, WORDS_GRAMMAR])
