@@ -115,6 +115,17 @@ def _spread(mass: Any, ordered: Any, statistic: int) -> Any:
 
 
 @njit
+def _fits(ints: Any, of_heads: Any, mass: Any, retained: Any, argmax: Any) -> Any:
+    """Whether arrays are of the tables' sizes: nothing looks where they end."""
+    layers, heads, kv_heads = ints[LAYERS], ints[HEADS], ints[KV_HEADS]
+    for values in of_heads:
+        if values.shape != (layers, heads):
+            return False
+    kept = (layers, kv_heads, SEGMENTS)
+    return argmax.shape == (layers, heads) and mass.shape == (layers, heads, SEGMENTS) and retained.shape == kept
+
+
+@njit
 def _divide_by(ints: Any, state: Any, retained: Any, position: int) -> None:
     divisors = state[ints[S_DIVISORS] :]
     divisors[WHOLE], divisors[POSITION], divisors[WINDOW] = 1.0, max(1, position), 10.0
@@ -232,6 +243,9 @@ def _advance(
     top1: float, top2: float, top3: float, top4: float, top5: float, repetition: int,
 ) -> None:  # fmt: skip
     if do & READ:
+        of_heads = (lse, entropy, sum_sq, max_prob, image_entropy, image_max, image_output_share, self_mass, previous_mass)
+        if not _fits(ints, (*of_heads, mean_distance, windowed_distance), mass, retained, argmax):
+            raise ValueError("expected a row of the shape that the probe set was fitted for; check the set against the model")
         _divide_by(ints, state, retained, position)
         _gather(ints, x, state, 0, lse.reshape(-1))
         _gather(ints, x, state, 1, entropy.reshape(-1))

@@ -25,7 +25,9 @@ _TEXT = (int(Segment.QUESTION), int(Segment.CONTEXT))
 
 def text_tokens(prompt: PromptInfo) -> list[int]:
     """The tokens of question and context, in order."""
-    return [int(t) for t, s in zip(prompt.token_ids, prompt.segments, strict=True) if s in _TEXT]
+    question, context = _TEXT
+    found: list[int] = prompt.token_ids[(prompt.segments == question) | (prompt.segments == context)].tolist()
+    return found
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,15 @@ def novelty_features(
     if prompt.image_embedding is not None:
         distance = float(np.sqrt(np.mean((whitening @ (prompt.image_embedding - center)) ** 2)))
     tokens = text_tokens(prompt)
-    new_tokens = 1 - float(np.isin(tokens, known_tokens).mean()) if tokens else 1.0
-    pairs = pair_codes(tokens)
-    new_pairs = 1 - float(np.isin(pairs, known_pairs).mean()) if len(pairs) else 1.0
+    new_tokens = _share_of_new(np.array(tokens, dtype=np.int64), known_tokens)
+    new_pairs = _share_of_new(pair_codes(tokens), known_pairs)
     has_picture = float(prompt.image_embedding is not None)
     return np.array([np.log(max(distance, 1e-3)), has_picture, new_tokens, new_pairs, np.log1p(len(tokens))], dtype=np.float32)
+
+
+def _share_of_new(values: NDArray[np.int64], known: NDArray[np.int64]) -> float:
+    """Share that is not in the sorted `known`; 1 of nothing."""
+    if not len(values):
+        return 1.0
+    met = np.searchsorted(known, values, "right") > np.searchsorted(known, values, "left")
+    return 1.0 - float(met.mean())

@@ -17,6 +17,7 @@ from introspect.types import PromptInfo
 from introspect_kernels import NUM_SEGMENTS, Segment
 from introspect_probes import compiled as at
 from introspect_probes.claim_probe import budget_features, is_reduced
+from introspect_probes.errors import ProbesError
 from introspect_probes.features import LAYER_STATISTICS, LOGITS, PLACE, Shape, head_feature_names, parse_head_feature
 from introspect_probes.linear import LinearProbe
 from introspect_probes.worlds.claims import CLAIM_KINDS
@@ -180,6 +181,8 @@ def _output(probe: LinearProbe, number: int, *places: Sequence[int] | Ints) -> _
     """What output `number` of a probe gives weights to; `places` are those of all of its features."""
     weighed = np.flatnonzero(probe.weight[number])
     where = np.concatenate([np.asarray(block, dtype=np.int64) for block in places])
+    if probe.weight.shape[1:] != where.shape or probe.mean.shape != where.shape or probe.scale.shape != where.shape:
+        raise ProbesError(f"expected a probe on {len(where)} features, got {probe.weight.shape[1:]}; make the probe set again")
     return _Output(where[weighed], probe.mean[weighed], probe.scale[weighed], probe.weight[number, weighed], float(probe.bias[number]))
 
 

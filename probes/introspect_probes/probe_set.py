@@ -118,6 +118,13 @@ class ProbeSet:
 
         return NarrowProbes(self)
 
+    def prepare(self) -> None:
+        """Make what the first answer would wait for: tables, and compiled code, which is kept on disk from the first time on."""
+        from introspect_probes.compiled import compiled
+
+        compiled()
+        _ = self.narrow
+
     def session(self, prompt: PromptInfo, *, provisional: bool = True) -> Session:
         """Begin to score the answer to `prompt`.
 

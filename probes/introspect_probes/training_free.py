@@ -65,6 +65,7 @@ class Words:
         """A statistic of the rows that read them."""
         return self._stack(name, self._reading, of_reading=True)
 
+    @cached_property
     def retained(self) -> NDArray[np.int64]:
         """Entries that each query head could attend to, by segment, `[words, layers, heads, 6]`."""
         kept, heads = self.producing("retained"), self.producing("mass").shape[2]
@@ -72,7 +73,8 @@ class Words:
 
     def _stack(self, name: str, rows: list[HeadRow], *, of_reading: bool) -> NDArray[Any]:
         if (of_reading, name) not in self._stacks:
-            self._stacks[of_reading, name] = np.stack([getattr(row, name) for row in rows])
+            arrays = [getattr(row, name) for row in rows]  # one behind another: `np.stack` looks at each of them several times
+            self._stacks[of_reading, name] = np.concatenate(arrays).reshape(len(arrays), *arrays[0].shape)
         return self._stacks[of_reading, name]
 
 
@@ -108,7 +110,7 @@ def svar(words: Words) -> float:
 
 def lookback_ratio(words: Words) -> float:
     """Lookback ratio (arXiv 2407.07071): mean attention on the prompt over that plus mean attention on generated tokens."""
-    mass, counts = words.producing("mass"), words.retained()
+    mass, counts = words.producing("mass"), words.retained
     prompt = mass[..., : Segment.GENERATED].sum(-1) / np.maximum(counts[..., : Segment.GENERATED].sum(-1), 1)
     new = mass[..., Segment.GENERATED] / np.maximum(counts[..., Segment.GENERATED], 1)
     return float((prompt / np.maximum(prompt + new, _FLOOR)).mean())
@@ -135,9 +137,9 @@ def rauq(words: Words, alpha: float = 0.2) -> float:
     depth, probabilities = previous.shape[1], np.exp(words.logprobs)
     layers = np.arange(depth // 3, -(-2 * depth // 3))
     looking = previous[:, layers, previous[1:, layers].mean(0).argmax(-1)]
-    confidence = np.full((len(previous), len(layers)), probabilities[0])
-    for t in range(1, len(previous)):
-        confidence[t] = alpha * probabilities[t] + (1 - alpha) * looking[t] * confidence[t - 1]
+    confidence = [[float(probabilities[0])] * len(layers)]
+    for probability, backward in zip(probabilities[1:].tolist(), looking[1:].tolist(), strict=False):
+        confidence.append([alpha * probability + (1 - alpha) * p * last for p, last in zip(backward, confidence[-1], strict=True)])
     return float((1 - np.log(np.maximum(confidence, _FLOOR)).mean(0)).max())
 
 
@@ -153,7 +155,7 @@ def max_entropy(words: Words) -> float:
 
 def attention_entropy(words: Words) -> float:
     """Entropy of attention over the retained entries as a share of its largest value, mean over heads and tokens; lower is sharper."""
-    entropy, count = words.producing("entropy"), words.retained().sum(-1)
+    entropy, count = words.producing("entropy"), words.retained.sum(-1)
     several = count > 1
     shares = np.where(several, entropy / np.log(np.maximum(count, 2)), 0.0)
     return float((shares.sum((1, 2)) / several.sum((1, 2))).mean())

@@ -55,7 +55,10 @@ def load_backend(settings: Settings) -> Backend:
         kv_head_scores(model)
     use_threads(model, settings.threads)
     engine = AsyncEngine(Engine(model, max_batch=settings.max_batch))
-    return Backend(model, engine, choose_scorer(model, settings), feature_schema_hash())
+    scorer = choose_scorer(model, settings)
+    if isinstance(scorer, ProbeSet):
+        scorer.prepare()
+    return Backend(model, engine, scorer, feature_schema_hash())
 
 
 def use_threads(model: LoadedModel, threads: int | None) -> None:

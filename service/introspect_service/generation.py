@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol, cast
 
 from introspect.types import FinishReason, PromptInfo, Request, StepTrace
@@ -97,7 +97,7 @@ class Unfolding:
         signals = self._session.step(step)
         held, self._held = self._held, None
         if held is not None:
-            said.append(held if signals.revised is None else replace(held, signal=signals.revised))
+            said.append(held if signals.revised is None else Token(held.step, signals.revised))
         self._text += step.text
         if step.finish_reason is None:
             self._count += 1

@@ -20,27 +20,19 @@ _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 def token_json(token: Token) -> str:
     """The JSON of an `events.StreamedToken`."""
-    logits = token.step.logits
-    said: dict[str, Any] = {"index": token.step.index, "text": token.step.text}
-    if logits is not None:
-        _put(said, "logprob", logits.logprob)
-        _put(said, "entropy", logits.entropy)
-    said["introspection"] = _signals(token.signal)
-    return _encode(said)
+    step, logits = token.step, token.step.logits
+    measured = _number("logprob", logits.logprob) + _number("entropy", logits.entropy) if logits is not None else ""
+    return f'{{"index":{step.index},"text":{_encode(step.text)},{measured}"introspection":{_signals(token.signal)}}}'
 
 
-def _signals(signal: TokenSignal) -> dict[str, Any]:
-    said: dict[str, Any] = {}
-    _put(said, "confidence", signal.confidence)
+def _signals(signal: TokenSignal) -> str:
+    said = _number("confidence", signal.confidence)
     if (risk := signal.hallucination) is not None:
-        _put(said, "hallucination_risk", risk.risk)
-        _put(said, "internal", risk.internal)
-        _put(said, "prior", risk.prior)
-        said["kind"] = risk.kind
+        said += _number("hallucination_risk", risk.risk) + _number("internal", risk.internal) + _number("prior", risk.prior)
+        said += f'"kind":"{risk.kind}",'
     if signal.strategy is not None:
-        said["strategy"] = _strategy(signal.strategy)
-    said["final"] = signal.is_final
-    return said
+        said += f'"strategy":{_encode(_strategy(signal.strategy))},'
+    return f'{{{said}"final":{"true" if signal.is_final else "false"}}}'
 
 
 def _strategy(strategy: Strategy) -> dict[str, Any]:
@@ -48,10 +40,10 @@ def _strategy(strategy: Strategy) -> dict[str, Any]:
     return {"label": strategy.label, "probabilities": probabilities, "set": strategy.set}
 
 
-def _put(said: dict[str, Any], name: str, value: float | None) -> None:
-    """Leave out what is not known, and what JSON cannot carry."""
-    if (known := rounded(value)) is not None:
-        said[name] = known
+def _number(name: str, value: float | None) -> str:
+    """A member of an object and its comma; nothing of what is not known, and of what JSON cannot carry."""
+    known = rounded(value)
+    return "" if known is None else f'"{name}":{float.__repr__(known)},'
 
 
 @dataclass(frozen=True)

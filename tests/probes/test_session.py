@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from introspect.types import LogitStats, PromptInfo, StepTrace
+from introspect_probes.errors import ProbesError
 from introspect_probes.features import Shape, token_features
 from introspect_probes.grammar import WORDS_GRAMMAR, WORLD_GRAMMAR, claim_finder
 from introspect_probes.linear import BudgetedPlatt, Platt
@@ -173,3 +174,22 @@ def test_claims_behind_a_place_are_found_without_reading_all_before_it(grammar: 
             assert (found is None) == (wanted is None)
             if found is not None and wanted is not None:
                 assert (found.start, found.end, found.kind, found.text) == (wanted.start, wanted.end, wanted.kind, wanted.text)
+
+
+def test_a_row_of_another_model_is_refused_rather_than_read_beyond_its_end() -> None:
+    rng = np.random.default_rng(6)
+    probes = random_probes(Shape(3, 6, 2), 60, rng)
+    manifest = {**probes.manifest, "grammar": WORLD_GRAMMAR, "budgets": {"policies": ["full"], "min_ratio": 0.1}}
+    steps = made_answer(Shape(3, 6, 2), rng, reduced=False)
+    for shape in (Shape(3, 5, 1), Shape(3, 6, 3), Shape(2, 6, 2)):
+        session = replace(probes, manifest=manifest).session(steps[0].prompt)
+        with pytest.raises(ValueError, match="the shape that the probe set was fitted for"):
+            session.step(replace(steps[0], heads=random_row(shape, rng)))
+
+
+def test_probes_of_another_length_are_refused() -> None:
+    rng = np.random.default_rng(7)
+    probes = random_probes(Shape(3, 6, 2), 60, rng)
+    short = replace(probes.confidence, weight=probes.confidence.weight[:, :-1])
+    with pytest.raises(ProbesError, match="expected a probe on"):
+        replace(probes, confidence=short).prepare()
