@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from introspect_probes.report import caches_named
+
 if TYPE_CHECKING:
     from introspect_probes.probe_set import ProbeSet
 
@@ -46,12 +48,12 @@ def card(probes: ProbeSet) -> str:
             *(f"| {count} | {_cell(own['auroc'])} | {_cell(own['cost'])} |" for count, own in sparse.items()),
         ]
     if probes.guarantee is not None:
-        own = probes.guarantee
+        own, which = probes.guarantee, caches_named(probes.guarantee.caches)
         lines += [
             "## Guarantee",
             (
-                f"With probability {1 - own.delta:.0%} over its choice, at most {own.target_risk:.1%} of answers with a confidence of "
-                f"at least {own.threshold:g} are wrong. Learn-then-Test on one random answer of each of {own.groups:,} groups "
+                f"With probability {1 - own.delta:.0%} over its choice, at most {own.target_risk:.1%} of answers{which} with a confidence "
+                f"of at least {own.threshold:g} are wrong. Learn-then-Test on one random answer of each of {own.groups:,} groups "
                 f"({own.accepted:,} accepted, {own.wrong:,} wrong), conditions {', '.join(manifest['guarantee']['conditions'])} in the mix "
                 "that was recorded. Void where pictures, questions, budgets or the model are others."
             ),

@@ -109,7 +109,8 @@ def _report(probes: ProbeSet, read: Read) -> tuple[dict[str, Any], Floats]:
         found = evaluate_claims(probes.claims, fit, calibration, test, risks, conditions)
         report["claims"], report["claims_pooled"] = found.conditions, found.pooled
     if probes.strategy is not None and len(test.claims):
-        report["strategy"] = evaluate_strategy(probes.strategy, test)
+        met = fit.claims.group[fit.claims.strategy >= 0]
+        report["strategy"] = evaluate_strategy(probes.strategy, test, set(met.tolist()))
     if probes.domain is not None:
         report["domain"] = evaluate_domain(probes.domain, test, read.outside)
     if probes.guarantee is not None:
@@ -151,11 +152,12 @@ def _conditions_of(test: Table, mask: NDArray[np.bool_]) -> str:
 
 
 def evaluate_guarantee(guarantee: Guarantee, test: Table, confidence: Floats) -> dict[str, Any]:
-    """The guarantee, and what became of it on test answers."""
-    accepted = confidence >= guarantee.threshold
+    """The guarantee, and what became of it on the test answers that it covers."""
+    covered = np.array([guarantee.covers(is_reduced=bool(reduced)) for reduced in test.reduced])
+    accepted = covered & (confidence >= guarantee.threshold)
     return {
         **guarantee.as_dict(),
-        "test_answers": len(test.answers),
+        "test_answers": int(covered.sum()),
         "test_accepted": int(accepted.sum()),
         "test_risk": round(float((test.correct[accepted] == 0).mean()), 4) if accepted.any() else None,
     }

@@ -132,14 +132,20 @@ def _metrics_table(rows: dict[str, dict[str, Any]], names: dict[str, str]) -> st
     return "\n".join(lines)
 
 
+def caches_named(caches: str) -> str:
+    """Of which answers something is promised, in words that follow 'answers'."""
+    return {"whole": " under the whole cache", "reduced": " under a reduced cache"}.get(caches, "")
+
+
 def guarantee_line(report: dict[str, Any]) -> str:
     """The guarantee and what became of it, in a line of Markdown."""
     own = report["guarantee"]
     met = "none was accepted" if own["test_risk"] is None else f"{own['test_risk']:.1%} of the {own['test_accepted']:,} accepted were wrong"
+    which = caches_named(own.get("caches", "any"))
     return (
-        f"With probability {1 - own['delta']:.0%} over its choice, at most {own['target_risk']:.1%} of answers with a confidence of "
+        f"With probability {1 - own['delta']:.0%} over its choice, at most {own['target_risk']:.1%} of answers{which} with a confidence of "
         f"at least {own['threshold']:g} are wrong (chosen on {own['groups']:,} groups, one random answer each). "
-        f"Of {own['test_answers']:,} test answers {met}."
+        f"Of {own['test_answers']:,} test answers{which} {met}."
     )
 
 

@@ -175,4 +175,4 @@ class ProbeSession:
         """Whether the answer is over the guaranteed threshold; a probe set made to score another model guarantees nothing."""
         if self.probes.guarantee is None or confidence is None or self.probes.mismatch is not None:
             return None
-        return self.probes.guarantee.of(confidence)
+        return self.probes.guarantee.of(confidence, is_reduced=self._is_reduced)

@@ -22,6 +22,7 @@ from introspect_probes.domain_fit import fit_domain
 from introspect_probes.errors import FitError
 from introspect_probes.fitting import FOLDS, fit_budgeted_platt, fit_logistic
 from introspect_probes.grammar import WORDS_GRAMMAR, WORLD_GRAMMAR
+from introspect_probes.guarantee import caches_of
 from introspect_probes.guarantee_fit import with_guarantee
 from introspect_probes.labels import read_labelled
 from introspect_probes.linear import BudgetedPlatt, LinearProbe, Platt
@@ -39,7 +40,14 @@ _UNCALIBRATED = BudgetedPlatt(Platt(-1.0, 0.0), Platt(-1.0, 0.0))
 
 
 def train(
-    folders: Sequence[Path], out: Path, *, name: str, target_risk: float | None = None, delta: float = 0.1, sparse: bool = True
+    folders: Sequence[Path],
+    out: Path,
+    *,
+    name: str,
+    target_risk: float | None = None,
+    delta: float = 0.1,
+    promise_for: str = "whole",
+    sparse: bool = True,
 ) -> ProbeSet:
     """Fit, calibrate and save a probe set.
 
@@ -54,19 +62,20 @@ def train(
         target_risk: also choose the confidence over which at most this share of answers is wrong (see `guarantee_fit`);
             half of the calibration groups are set aside for that.
         delta: the guarantee's chance of being wrong.
+        promise_for: under which caches answers are guaranteed: `whole`, `reduced`, or `any`, in the mix that was recorded.
         sparse: also write checkpoints that read 1, 2, 4 and 8 heads (see `checkpoint`), with their cost.
 
     Raises:
         FitError: the traces cannot support the fit; the message says what to record.
         TraceError: a folder holds no readable traces.
     """
-    manifest = common_manifest(folders)
+    manifest, caches = common_manifest(folders), caches_of(promise_for)
     with TokenStore() as store:
         read = read_parts(folders, store, has_promise=target_risk is not None)
         check_tables(read.fit, read.calibration)
         probes = fit_probe_set(read.fit, read.calibration, read.outside, _manifest(name, manifest, read.budgets))
         if target_risk is not None:
-            probes = with_guarantee(probes, read.fit, read.promised, target_risk=target_risk, delta=delta)
+            probes = with_guarantee(probes, read.fit, read.promised, target_risk=target_risk, delta=delta, caches=caches)
         probes = with_reference(probes, load_table(_drawn_again(folders, read.calibration)))
         checkpoints = sparse_variants(probes, read.fit, read.calibration) if sparse else []
     probes = replace(probes, manifest={**probes.manifest, "sparse": {str(len(c.heads)): c.quality for c in checkpoints}})

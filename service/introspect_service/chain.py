@@ -86,18 +86,23 @@ def train(
         typer.Option(help="Also choose the confidence over which at most this share of answers is wrong.", show_default="none"),
     ] = None,
     delta: Annotated[float, typer.Option(help="Chance that the choice for --target-risk is wrong.")] = 0.1,
+    promise_for: Annotated[
+        str, typer.Option(help="Under which caches answers are guaranteed: whole, reduced, or any, in the mix that was recorded.")
+    ] = "whole",
     sparse: Annotated[bool, typer.Option("--sparse/--no-sparse", help="Also write checkpoints that read 1, 2, 4 and 8 heads.")] = True,
 ) -> None:
     """Fit, calibrate and save a probe set: confidence, and what else the labels support."""
     from introspect_probes.train import train as run
 
-    probes = run(traces, out, name=name, target_risk=target_risk, delta=delta, sparse=sparse)
+    probes = run(traces, out, name=name, target_risk=target_risk, delta=delta, promise_for=promise_for, sparse=sparse)
     typer.echo(f"probe set {probes.name} written to {out}")
     for signal, reason in probes.manifest["absent"].items():
         typer.echo(f"absent: {signal}: {reason}")
     if probes.guarantee is not None:
         own = probes.guarantee
-        typer.echo(f"at most {own.target_risk:.1%} wrong from a confidence of {own.threshold:g} on (delta {own.delta:g})")
+        typer.echo(
+            f"at most {own.target_risk:.1%} wrong from a confidence of {own.threshold:g} on (delta {own.delta:g}, {own.caches} caches)"
+        )
 
 
 def evaluate(

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from introspect_probes import guarantee_fit
+from introspect_probes.dataset import load_table
 from introspect_probes.errors import FitError
-from introspect_probes.guarantee import Guarantee
-from introspect_probes.guarantee_fit import choose_threshold, one_of_each
+from introspect_probes.guarantee import Guarantee, caches_of
+from introspect_probes.guarantee_fit import choose_threshold, needed, one_of_each
 
 ALPHA, DELTA = 0.15, 0.1
 
@@ -74,7 +79,7 @@ def test_one_random_answer_of_each_group() -> None:
 def test_what_cannot_be_promised_is_refused_with_the_reason() -> None:
     rng = np.random.default_rng(2)
     confidence, correct, groups = draw(400, rng)
-    with pytest.raises(FitError, match="no threshold can be shown"):
+    with pytest.raises(FitError, match=r"no threshold can be shown.*more groups would not show it while as many are wrong"):
         choose_threshold(confidence, 1 - correct, groups, confidence, target_risk=ALPHA, delta=DELTA)
     with pytest.raises(FitError, match="needs at least 30 groups"):
         choose_threshold(confidence[:20], correct[:20], groups[:20], confidence, target_risk=ALPHA, delta=DELTA)
@@ -87,3 +92,56 @@ def test_an_answer_at_the_threshold_is_accepted() -> None:
     assert guarantee.of(0.8).accepted
     assert not guarantee.of(0.799).accepted
     assert (guarantee.of(0.8).target_risk, guarantee.of(0.8).delta) == (0.05, 0.1)
+
+
+def test_a_promise_for_one_kind_of_cache_says_nothing_of_the_other():
+    whole, reduced = (Guarantee(0.05, 0.1, 0.8, 100, 60, 1, caches) for caches in ("whole", "reduced"))
+    assert whole.of(0.9, is_reduced=True) is None
+    assert reduced.of(0.9, is_reduced=False) is None
+    assert whole.of(0.9, is_reduced=False) == reduced.of(0.9, is_reduced=True) == Guarantee(0.05, 0.1, 0.8, 100, 60, 1).of(0.9)
+    assert caches_of("whole") == "whole"
+    with pytest.raises(FitError, match="whole, reduced or any"):
+        caches_of("some")
+
+
+def test_what_would_be_needed_is_enough_and_no_more():
+    """With 2 of 82 wrong, 5 % cannot be rejected; the number told is the first at which the binomial test would."""
+    assert needed(0, 0, 0.05, 0.1) == 45  # .95 ** 45 is the first power under .1
+    found = needed(82, 2, 0.05, 0.1)
+    assert found is not None
+    tail = [sum(math.comb(n, k) * 0.05**k * 0.95 ** (n - k) for k in range(math.ceil(n * 2 / 82) + 1)) for n in range(82, found + 1)]
+    assert tail[-1] <= 0.1
+    assert min(tail[:-1]) > 0.1
+    assert needed(100, 6, 0.05, 0.1) is None
+    confidence, groups = np.full(300, 0.995), np.arange(300).astype(str)
+    correct = (np.arange(300) % 25 > 0).astype(int)  # 4 % wrong
+    with pytest.raises(FitError, match=r"12 are wrong; if as large a share stays wrong, about [\d,]+ would do"):
+        choose_threshold(confidence, correct, groups, confidence, target_risk=0.05, delta=0.1)
+
+
+def test_an_answer_is_told_what_is_promised_of_its_kind_of_cache(probes, traces):
+    promised = replace(probes, guarantee=Guarantee(0.05, 0.1, 0.5, 100, 80, 1, "whole"))
+    told = {}
+    for trace in traces:
+        session = promised.session(trace.prompt)
+        for step in trace.steps:
+            session.step(step)
+        told.setdefault(trace.condition, set()).add(session.finish().guarantee is None)
+    assert told == {"full": {False}, "snapkv@20%": {True}}
+
+
+def test_a_threshold_is_chosen_on_answers_of_the_promised_kind(probes, traces, monkeypatch):
+    table, seen = load_table(traces), []
+
+    def chosen(confidence, correct, groups, reference, **_):
+        seen.append((len(confidence), len(reference), list(correct), list(groups)))
+        return Guarantee(0.05, 0.1, 0.5, 100, 80, 1)
+
+    monkeypatch.setattr(guarantee_fit, "choose_threshold", chosen)
+    for caches, wanted in (("whole", ~table.reduced), ("reduced", table.reduced), ("any", table.reduced | True)):
+        made = guarantee_fit.with_guarantee(probes, table, table, target_risk=0.05, delta=0.1, caches=caches)
+        own = table.where(wanted)
+        assert seen.pop() == (len(own.answers), len(own.answers), list(own.correct), list(own.groups))
+        assert made.guarantee.caches == made.manifest["guarantee"]["caches"] == caches
+    with pytest.raises(FitError, match="no answers under a reduced cache"):
+        guarantee_fit.with_guarantee(probes, table, table.where(~table.reduced), target_risk=0.05, delta=0.1, caches="reduced")
