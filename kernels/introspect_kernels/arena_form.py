@@ -8,6 +8,20 @@ from introspect_kernels.arena import Arena
 from introspect_kernels.errors import KernelInputError
 from introspect_kernels.implementations import values_can_be_read
 
+_ENTRIES, _SLOTS, _RUNS = range(3)  # shapes: of keys, of what each slot has one of, of what each run has one of
+_FORM = (
+    ("k", None, _ENTRIES),
+    ("v", None, _ENTRIES),
+    ("position", torch.int32, _SLOTS),
+    ("segment", torch.uint8, _SLOTS),
+    ("start", torch.int32, _RUNS),
+    ("length", torch.int32, _RUNS),
+    ("capacity", torch.int32, _RUNS),
+    ("received", torch.float32, _SLOTS),
+    ("queries", torch.int32, _SLOTS),
+)
+"""Tensors of an arena: name, dtype (none: as the keys), which shape."""
+
 
 def is_integer(tensor: torch.Tensor) -> bool:
     """Whether a tensor holds integers; booleans are none."""
@@ -25,27 +39,19 @@ def check_arena(arena: Arena) -> None:
             "the arena's k must be floats [slots, head_dim] and its start [batch, num_kv_heads], "
             f"got {arena.k.dtype} {tuple(arena.k.shape)} and {tuple(arena.start.shape)}"
         )
-    slots, runs = arena.k.shape[:1], tuple(arena.start.shape)
-    expected: tuple[tuple[str, torch.Tensor | None, torch.dtype, tuple[int, ...]], ...] = (
-        ("k", arena.k, arena.k.dtype, tuple(arena.k.shape)),
-        ("v", arena.v, arena.k.dtype, tuple(arena.k.shape)),
-        ("position", arena.position, torch.int32, slots),
-        ("segment", arena.segment, torch.uint8, slots),
-        ("start", arena.start, torch.int32, runs),
-        ("length", arena.length, torch.int32, runs),
-        ("capacity", arena.capacity, torch.int32, runs),
-        ("received", arena.received, torch.float32, slots),
-        ("queries", arena.queries, torch.int32, slots),
-    )
-    device = arena.k.device
-    for name, tensor, dtype, shape in expected:
-        if tensor is not None and (tensor.dtype != dtype or tensor.shape != shape or tensor.device != device):
+    device, shapes = arena.k.device, (arena.k.shape, arena.k.shape[:1], arena.start.shape)
+    for name, kind, of in _FORM:
+        tensor = getattr(arena, name)
+        if tensor is None:
+            continue
+        dtype, shape = kind or arena.k.dtype, shapes[of]
+        if tensor.dtype != dtype or tensor.shape != shape or tensor.device != device:
             raise KernelInputError(
                 f"the arena's {name} must be {dtype} {tuple(shape)} on {device}, "
                 f"got {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
             )
-        if tensor is not None and not tensor.is_contiguous():
-            raise KernelInputError(f"the arena's {name} must be contiguous, got strides {tensor.stride()} of shape {shape}")
+        if not tensor.is_contiguous():
+            raise KernelInputError(f"the arena's {name} must be contiguous, got strides {tensor.stride()} of shape {tuple(shape)}")
 
 
 def check_runs(start: torch.Tensor, entries: torch.Tensor, slots: int) -> None:

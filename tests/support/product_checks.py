@@ -23,9 +23,9 @@ def check_products(dtype: str, lanes: int | None = None) -> None:
         q, p = (rng.standard_normal((group, n)).astype(np.float32) for n in (head_dim, count + 2))
         case = f"{dtype}, group {group}, head_dim {head_dim}, {count} rows"
         scores = np.full((group, count + 1), np.nan, np.float32)
-        scores_of(q, rows, 2, count, scores)
+        scores_of(q, rows, rows, 2, count, scores)
         np.testing.assert_allclose(scores[:, :-1], q @ exact[2:-2].T, rtol=1e-4, atol=1e-4, err_msg=case)
         assert np.isnan(scores[:, -1]).all(), case
         out = np.ones((group, head_dim), np.float32)
-        add_values(p, 1, rows, 2, count, out)
+        add_values(p, 1, rows, 2, count, 2 + count, out)
         np.testing.assert_allclose(out, 1 + p[:, 1:-1] @ exact[2:-2], rtol=1e-4, atol=1e-4, err_msg=case)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from introspect_kernels.arena import Arena
-from introspect_kernels.arena_form import check_arena
+from introspect_kernels.arena_form import check_arena, is_integer
 from introspect_kernels.decode.dispatch import run
 from introspect_kernels.decode.operator import decode_attention_operator
 from introspect_kernels.decode.packing import PackedStats, pack, unpack
@@ -93,16 +93,17 @@ def compile_ahead(dtype: torch.dtype) -> None:
 
 
 def _validate(q: torch.Tensor, arena: Arena, position: torch.Tensor) -> None:
-    batch, kv_heads = arena.start.shape
-    if q.dim() != 3 or q.shape[0] != batch or q.shape[2] != arena.k.shape[1]:
-        raise KernelInputError(f"q must be [{batch}, num_heads, {arena.k.shape[1]}], got {tuple(q.shape)}")
-    if q.shape[1] == 0 or q.shape[1] % kv_heads:
-        raise KernelInputError(f"num_heads must be a multiple of num_kv_heads {kv_heads}, got {q.shape[1]}")
-    if position.shape != (batch,) or position.is_floating_point() or position.dtype == torch.bool:
-        raise KernelInputError(f"position must be integers [{batch}], got {position.dtype} {tuple(position.shape)}")
-    if not q.is_floating_point() or arena.k.dtype != q.dtype or arena.v.dtype != q.dtype:
-        raise KernelInputError(f"q, k and v must have one floating dtype, got {q.dtype}, {arena.k.dtype}, {arena.v.dtype}")
+    dtype, shape = q.dtype, q.shape
+    if arena.k.dtype != dtype or arena.v.dtype != dtype:
+        raise KernelInputError(f"q, k and v must have one floating dtype, got {dtype}, {arena.k.dtype}, {arena.v.dtype}")
     check_arena(arena)
+    (batch, kv_heads), head_dim, device = arena.start.shape, arena.k.shape[1], q.device
+    if len(shape) != 3 or shape[0] != batch or shape[2] != head_dim:
+        raise KernelInputError(f"q must be [{batch}, num_heads, {head_dim}], got {tuple(shape)}")
+    if shape[1] == 0 or shape[1] % kv_heads:
+        raise KernelInputError(f"num_heads must be a multiple of num_kv_heads {kv_heads}, got {shape[1]}")
+    if position.shape != (batch,) or not is_integer(position):
+        raise KernelInputError(f"position must be integers [{batch}], got {position.dtype} {tuple(position.shape)}")
     for name, tensor in (("arena", arena.k), ("position", position)):
-        if tensor.device != q.device:
-            raise KernelInputError(f"q is on {q.device}, the {name} on {tensor.device}")
+        if tensor.device != device:
+            raise KernelInputError(f"q is on {device}, the {name} on {tensor.device}")

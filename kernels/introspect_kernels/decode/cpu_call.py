@@ -16,11 +16,11 @@ CHUNK = 1024  # entries: their scores for a group of eight heads stay in a secon
 MOST_CHUNKS = 64  # of a run: beyond, chunks grow
 WELL, OUTSIDE, BAD_SEGMENT, LARGE = 1, 2, 3, 4  # not 0, which a compiled function returns when it fails
 
-ALL, CHUNKS_ONLY, JOIN = 0, 1, 2
+ALL, ATTEND, SPREAD = 0, 1, 2
 
 
 class Call(NamedTuple):
-    """One call: sizes, and addresses of contiguous memory.
+    """One call: sizes, and addresses of contiguous memory. After the fields a zero for each run counts its chunks.
 
     Attributes:
         runs: (sequence, KV head) pairs.
@@ -30,7 +30,7 @@ class Call(NamedTuple):
         slots: of the arena.
         measure: whether statistics are wanted; the output is the same to the bit without.
         keep: whether the entries' received attention grows.
-        scale: of fp64, one number: the factor on the scores.
+        scale: the factor on the scores, fp64.
         q: `[runs, group, head_dim]`, of the type of keys and values.
         k: `[slots, head_dim]`.
         v: likewise.
@@ -53,7 +53,7 @@ class Call(NamedTuple):
         next: the chunk to be taken next.
         status: what threads have found wrong.
         source: which sources the machine code is of.
-        stage: `ALL`, `CHUNKS_ONLY` or `JOIN`.
+        stage: `ALL`, `ATTEND` or `SPREAD`.
     """
 
     runs: int
@@ -63,7 +63,7 @@ class Call(NamedTuple):
     slots: int
     measure: int
     keep: int
-    scale: int
+    scale: float
     q: int
     k: int
     v: int
@@ -90,8 +90,8 @@ class Call(NamedTuple):
 
 
 FIELDS = len(Call._fields)
-CHUNKS, SIZE, SCRATCH, NEXT, STATUS, SOURCE, STAGE = (
-    Call._fields.index(name) for name in ("chunks", "size", "scratch", "next", "status", "source", "stage")
+KEEP, SCALE, CHUNKS, SIZE, SCRATCH, NEXT, STATUS, SOURCE, STAGE = (
+    Call._fields.index(name) for name in ("keep", "scale", "chunks", "size", "scratch", "next", "status", "source", "stage")
 )
 
 
@@ -130,27 +130,34 @@ def survey(call: Call) -> Any:
 def scratch_size(call: Call) -> int:
     """Numbers of four bytes that chunks leave their sums in."""
     chunks = call.runs * call.chunks
-    for_head = 2 * SUMS + NUM_SEGMENTS + 2 * call.head_dim + 2 + (call.size if call.keep else 0)
+    for_head = 2 * SUMS + NUM_SEGMENTS + 2 * call.head_dim + 2 + (call.size + 2 if call.keep else 0)
     return chunks * (call.group * for_head + NUM_SEGMENTS)
 
 
 @njit
 def scratch_arrays(call: Call, scratch: Any) -> Any:
-    """Scratch as arrays, `[runs, chunks, ...]` each: sums, masses, outputs, kept e, positions of the largest, retained entries."""
+    """Scratch as arrays, `[runs, chunks, ...]` each.
+
+    Returns:
+        Sums, masses, outputs, positions of the largest, retained entries; and where e is kept, e and what its parts weigh.
+    """
     runs, chunks, group = call.runs, call.chunks, call.group
     heads = runs * chunks * group
+    kept_heads = heads if call.keep else 0
     sums, rest = _cut(scratch, heads * 2 * SUMS)
     mass, rest = _cut(rest, heads * NUM_SEGMENTS)
     out, rest = _cut(rest, heads * 2 * call.head_dim)
     best, rest = _cut(rest, heads * 2)
-    retained, kept = _cut(rest, runs * chunks * NUM_SEGMENTS)
+    retained, rest = _cut(rest, runs * chunks * NUM_SEGMENTS)
+    shares, kept = _cut(rest, kept_heads * 2)
     return (
         sums.reshape((runs, chunks, group, 2, SUMS)),
         mass.reshape((runs, chunks, group, NUM_SEGMENTS)),
         out.reshape((runs, chunks, 2, group, call.head_dim)),
-        kept.reshape((runs, chunks, group, call.size if call.keep else 0)),
         best.view(np.int32).reshape((runs, chunks, group, 2)),
         retained.view(np.int32).reshape((runs, chunks, NUM_SEGMENTS)),
+        kept.reshape((runs, chunks, group, call.size if call.keep else 0)),
+        shares.reshape((runs, chunks, group, 2 if call.keep else 0)),
     )
 
 

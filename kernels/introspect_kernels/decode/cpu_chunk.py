@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from introspect_kernels.decode.cpu_exponentials import exponentials
 from introspect_kernels.decode.cpu_products import add_values, scores_of
-from introspect_kernels.decode.cpu_scalars import FAST, ZERO, exponential, larger
+from introspect_kernels.decode.cpu_scalars import ZERO, larger
 from introspect_kernels.segments import NUM_SEGMENTS, Segment
 from introspect_kernels.statistics import WINDOW
 
@@ -21,8 +22,8 @@ LARGEST, TOTAL, TIMES_SCORE, SQUARED, DISTANCE, WINDOWED, SELF, PREVIOUS, SUMS =
 _IMAGE = int(Segment.IMAGE)
 _WINDOW = np.int32(WINDOW)
 _LOWEST = np.float32(-np.inf)
-_NO_SQUARE = np.float32(1e-18)  # squares of what is less are hardly numbers any more, and processors slow at them
 _STRETCH = 64  # entries looked at together
+_SEARCHED = 256  # likewise
 
 
 # These loop over whole arrays, slices where it is a part: of an index that might be negative Numba makes a choice, and does
@@ -39,6 +40,17 @@ def _largest(scores: Any) -> Any:
 
 
 @njit
+def _first_largest(scores: Any) -> Any:
+    """Index of the first of the largest scores: looked for only where the largest is."""
+    found, at = _LOWEST, 0
+    for begin in range(0, scores.shape[0], _SEARCHED):
+        largest = _largest(scores[begin : min(begin + _SEARCHED, scores.shape[0])])
+        if largest > found:
+            found, at = largest, begin
+    return at + _index_of(scores[at : min(at + _SEARCHED, scores.shape[0])], found)
+
+
+@njit
 def _index_of(scores: Any, value: Any) -> Any:
     """Index of the first score that equals a value; 0 if none does. Looking at all vectorises, stopping does not."""
     none = np.int32(scores.shape[0])
@@ -48,34 +60,6 @@ def _index_of(scores: Any, value: Any) -> Any:
         if here < found:
             found = here
     return found if found < none else 0
-
-
-@njit(fastmath=FAST)
-def _exponentials(scores: Any, largest: Any) -> Any:
-    """Scores become e, relative to the largest; returns sum e, and sum e (score - largest).
-
-    The same with statistics and without, so that measuring does not change a bit of the output.
-    """
-    total, times_score = ZERO, ZERO
-    for j in range(scores.shape[0]):
-        shifted = scores[j] - largest
-        e = exponential(shifted)
-        scores[j] = e
-        total += e
-        times_score += e * max(shifted, np.float32(-100.0))  # a score of -inf has no e, and 0 times -inf is NaN
-    return total, times_score
-
-
-@njit(fastmath=FAST)
-def _add_sums(e: Any, position: Any, query: Any, sums: Any) -> None:
-    """What else is summed of e, but for what only the last entries can tell (`_add_near`)."""
-    squared, distance = ZERO, ZERO
-    for j in range(e.shape[0]):
-        held = e[j] if e[j] > _NO_SQUARE else ZERO
-        squared += held * held
-        distance += e[j] * np.float32(query - position[j])
-    sums[SQUARED] += squared
-    sums[DISTANCE] += distance
 
 
 @njit
@@ -171,7 +155,7 @@ def attend_chunk(
     pieces = _pieces(segment[first : first + count], ends)
     if not pieces:
         return False
-    scores_of(q, k, first, count, e)
+    scores_of(q, k, v, first, count, e)
     sums[:, :, :] = ZERO
     sums[:, :, LARGEST], sums[:, :, SELF:] = _LOWEST, np.float32(np.nan)
     mass[:, :], out[:, :, :], best[:, :], retained[:] = ZERO, ZERO, -1, 0
@@ -184,9 +168,9 @@ def attend_chunk(
             largest = _largest(e[g, low:high])
             if best[g, part] < 0 or largest > sums[g, part, LARGEST]:
                 sums[g, part, LARGEST] = largest
-                best[g, part] = position[first + low + _index_of(e[g, low:high], largest)] if measure else 0
+                best[g, part] = position[first + low + _first_largest(e[g, low:high])] if measure else 0
         low = high
-    low = 0
+    low, found = 0, np.empty(4, np.float32)
     for piece in range(pieces):
         high = ends[piece]
         kind = segment[first + low]
@@ -194,13 +178,11 @@ def attend_chunk(
         for g in range(group):
             # Where everything is masked, zero stands in for -inf: every e is then zero, not NaN.
             largest = max(sums[g, part, LARGEST], np.float32(-3e38))
-            total, times_score = _exponentials(e[g, low:high], largest)
-            sums[g, part, TIMES_SCORE] += times_score
-            mass[g, kind] += total
-            if measure:
-                _add_sums(e[g, low:high], position[first + low : first + high], query, sums[g, part])
-            sums[g, part, TOTAL] += total
-        add_values(e, low, v, first + low, high - low, out[part])
+            exponentials(measure, e, g, low, high - low, largest, position, first + low, query, found)
+            mass[g, kind] += found[0]
+            for n in range(4):
+                sums[g, part, TOTAL + n] += found[n]
+        add_values(e, low, v, first + low, high - low, first + count, out[part])
         low = high
     if measure:
         _add_near(e, position, first, count, query, segment, sums)

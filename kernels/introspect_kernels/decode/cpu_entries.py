@@ -18,14 +18,14 @@ from numba import carray, cfunc, types
 
 from introspect_kernels.decode.cpu_call import (
     ALL,
+    ATTEND,
     CHUNKS,
-    CHUNKS_ONLY,
     FIELDS,
-    JOIN,
     LARGE,
     SCRATCH,
     SIZE,
     SOURCE,
+    SPREAD,
     STAGE,
     STATUS,
     WELL,
@@ -33,7 +33,8 @@ from introspect_kernels.decode.cpu_call import (
     scratch_size,
     survey,
 )
-from introspect_kernels.decode.cpu_decode import attend, finish
+from introspect_kernels.decode.cpu_decode import attend
+from introspect_kernels.decode.cpu_finish import spread
 from introspect_kernels.decode.cpu_scalars import address
 
 _OF_ONE_ADDRESS = types.int64(types.int64)
@@ -66,8 +67,8 @@ def entry(kind: str) -> Any:
     Returns:
         A C function of the address of a `Call`'s fields as int64 numbers. With `stage` `ALL` it does everything and returns
         `WELL`, `OUTSIDE` or `BAD_SEGMENT`; or `LARGE` when it has only filled in `chunks`, `size`, and under `scratch` how
-        much of it is needed, because threads are worth it. Then stage `CHUNKS_ONLY` is for as many threads at once as call
-        it, and `JOIN` for one, afterwards.
+        much of it is needed, because threads are worth it. Then stage `ATTEND` is for as many threads at once as call it,
+        and where e is kept, `SPREAD` for one, afterwards.
     """
     tag, source = np.empty(0, kind), _source_hash()
 
@@ -87,10 +88,10 @@ def entry(kind: str) -> Any:
             scratch = np.empty(scratch_size(call), np.float32)
         else:
             scratch = carray(address(call.scratch), (scratch_size(call),), np.float32)
-        if stage != JOIN:
+        if stage != SPREAD:
             attend(tag, call, scratch, fields)
-        if stage != CHUNKS_ONLY and numbers[STATUS] == WELL:
-            finish(call, scratch)
+        if stage != ATTEND and call.keep and numbers[STATUS] == WELL:
+            spread(call, scratch)
         return numbers[STATUS]
 
     return function

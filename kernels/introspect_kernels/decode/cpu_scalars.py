@@ -1,4 +1,4 @@
-"""What the compiled CPU kernels need of single numbers: any dtype as fp32, and an exponential that vectorises.
+"""What the compiled CPU kernels need of single numbers: any dtype as fp32, addresses, a counter that threads share.
 
 Numba compiles these with LLVM. Half-precision keys reach it as integers, because NumPy has no bf16 and Numba no fp16.
 """
@@ -9,21 +9,12 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 
 # Sums may be reordered and contracted, which is what lets them vectorise; infinities and NaN keep their meaning.
 FAST = {"contract", "reassoc", "nsz"}
 ZERO = np.float32(0)
-HALF, ONE = np.float32(0.5), np.float32(1)
-_LOG2_E = np.float32(1.4426950408889634)
-_LN_2_HIGH = np.float32(0.693359375)  # so few bits that a multiple by any exponent is exact
-_LN_2_LOW = np.float32(-2.12194440e-4)
-_SMALLEST = np.float32(-87.0)  # below it e^x is no normal number; it counts as zero
-# e^r = 1 + r + r^2 P(r) for |r| <= ln 2 / 2: coefficients of the minimax polynomial, as in Cephes' expf (Moshier, 1992).
-_P0, _P1, _P2, _P3, _P4, _P5 = (
-    np.float32(c) for c in (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
-)
 
 
 @intrinsic
@@ -69,13 +60,16 @@ def address(typing: Any, x: Any) -> Any:
 
 @intrinsic
 def take_next(typing: Any, x: Any) -> Any:
-    """The int64 at an address, which is one more afterwards; threads that call this never get the same number."""
+    """The int64 at an address, which is one more afterwards.
+
+    Threads that call this never get the same number, and what one wrote before, those that come later see.
+    """
     del typing, x
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         del context, signature
         where = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
-        return builder.atomic_rmw("add", where, ir.Constant(ir.IntType(64), 1), "monotonic")
+        return builder.atomic_rmw("add", where, ir.Constant(ir.IntType(64), 1), "acq_rel")
 
     return types.int64(types.int64), generate
 
@@ -91,15 +85,3 @@ def larger(typing: Any, x: Any, y: Any) -> Any:
         return builder.select(builder.fcmp_ordered(">", *args, flags=free), *args, flags=free)
 
     return types.float32(types.float32, types.float32), generate
-
-
-@njit(inline="always", fastmath=FAST)
-def exponential(x: Any) -> Any:
-    """e^x for x <= 0 within two units in the last place; zero below -87."""
-    held = _SMALLEST if x < _SMALLEST else x  # a NaN stays one
-    exponent = np.int32(held * _LOG2_E - HALF)  # cut off towards zero, so rounded: nothing is above zero here
-    power = np.float32(exponent)
-    r = held - power * _LN_2_HIGH - power * _LN_2_LOW
-    p = ((((_P0 * r + _P1) * r + _P2) * r + _P3) * r + _P4) * r + _P5
-    scaled = (p * r * r + r + ONE) * float_of_bits((exponent + np.int32(127)) << np.int32(23))
-    return ZERO if x < _SMALLEST else scaled

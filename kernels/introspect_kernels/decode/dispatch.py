@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+
 import torch
 
 from introspect_kernels.arena import Arena
@@ -11,6 +14,8 @@ from introspect_kernels.decode.packing import PackedStats
 from introspect_kernels.decode.reference import decode_attention_reference
 from introspect_kernels.implementations import choose
 from introspect_kernels.statistics import HeadStats
+
+_Packed = Callable[[torch.Tensor, Arena, torch.Tensor, float, bool], tuple[torch.Tensor, PackedStats | None]]
 
 IMPLEMENTATIONS = ("reference", "triton", "vectorised")
 
@@ -26,17 +31,29 @@ def run(
     """
     name = choose(impl, q, IMPLEMENTATIONS)
     if name == "vectorised":
-        # Each is imported when it is asked for: not everybody has Triton, and not everybody needs to load a compiler for CPUs.
-        from introspect_kernels.decode.vectorised import decode_attention_vectorised
-
-        return decode_attention_vectorised(q, arena, position, scale, stats)
+        return _vectorised()(q, arena, position, scale, stats)
     if arena.start.device.type == "cpu":
         check_runs(arena.start, arena.length, arena.k.shape[0])
     if name == "triton":
-        from introspect_kernels.decode.triton_host import decode_attention_triton
-
-        return decode_attention_triton(q, arena, position, scale, stats)
+        return _triton()(q, arena, position, scale, stats)
     out, measured = decode_attention_reference(q, arena, position, scale, stats or arena.received is not None)
     if arena.received is not None and measured is not None:
         add_received(q, arena, position, scale, measured.lse)
     return out, measured if stats else None
+
+
+# Each is imported when it is asked for: not everybody has Triton, and not everybody needs to load a compiler for CPUs.
+
+
+@cache
+def _vectorised() -> _Packed:
+    from introspect_kernels.decode.vectorised import decode_attention_vectorised
+
+    return decode_attention_vectorised
+
+
+@cache
+def _triton() -> _Packed:
+    from introspect_kernels.decode.triton_host import decode_attention_triton
+
+    return decode_attention_triton

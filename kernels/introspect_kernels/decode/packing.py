@@ -54,6 +54,23 @@ def pack(stats: HeadStats) -> PackedStats:
 
 def unpack(packed: PackedStats) -> HeadStats:
     """The fields as views."""
-    reals, (argmax, image_argmax) = packed.reals.unbind(0), packed.indices.unbind(0)
-    # In the order of `HeadStats`: looking names up would take longer than a small step's arithmetic.
-    return HeadStats._make((*reals[:4], argmax, packed.mass, *reals[4:6], image_argmax, *reals[6:], packed.retained))
+    # One by one and in order: looking names up would take longer than a small step's arithmetic.
+    lse, entropy, sum_sq, most, within, most_within, share, itself, previous, distance, windowed = packed.reals.unbind(0)
+    at, at_within = packed.indices.unbind(0)
+    return HeadStats(
+        lse,
+        entropy,
+        sum_sq,
+        most,
+        at,
+        packed.mass,
+        within,
+        most_within,
+        at_within,
+        share,
+        itself,
+        previous,
+        distance,
+        windowed,
+        packed.retained,
+    )

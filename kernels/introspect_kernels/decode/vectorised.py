@@ -9,7 +9,21 @@ import torch
 
 from introspect_kernels.arena import Arena
 from introspect_kernels.arena_form import check_runs
-from introspect_kernels.decode.cpu_call import BAD_SEGMENT, CHUNKS_ONLY, FIELDS, JOIN, LARGE, OUTSIDE, SCRATCH, STAGE, WELL, Call
+from introspect_kernels.decode.cpu_call import (
+    ATTEND,
+    BAD_SEGMENT,
+    FIELDS,
+    KEEP,
+    LARGE,
+    OUTSIDE,
+    SCALE,
+    SCRATCH,
+    SPREAD,
+    STAGE,
+    STATUS,
+    WELL,
+    Call,
+)
 from introspect_kernels.decode.cpu_entries import called, entry
 from introspect_kernels.decode.cpu_threads import in_threads
 from introspect_kernels.decode.cpu_workspace import scratch
@@ -19,7 +33,8 @@ from introspect_kernels.segments import NUM_SEGMENTS
 
 WORTH_THREADS = 1 << 17  # products of a key's number with a query's: below, threads take longer to start than they save
 _NEVER = 1 << 62
-_AS_NUMBERS = struct.Struct(f"{FIELDS}q")
+_AS_BYTES = struct.Struct(f"={SCALE}qd{FIELDS - len(Call._field_defaults) - SCALE - 1}q")
+_NOT_YET = struct.pack(f"={len(Call._field_defaults)}q", *Call._field_defaults.values())
 # Numba knows neither bf16 nor fp16; their bits come to it as integers (`cpu_scalars.as_float`).
 _KINDS = {torch.bfloat16: "uint16", torch.float16: "int16", torch.float32: "float32", torch.float64: "float64"}
 
@@ -36,36 +51,31 @@ def decode_attention_vectorised(
     if not q.is_cpu:
         raise UnknownImplementationError(f"impl 'vectorised' is compiled for CPUs, got tensors on {q.device}; 'reference' runs anywhere")
     batch, heads, head_dim = q.shape
-    kv_heads, threads = arena.num_kv_heads, torch.get_num_threads()
-    out, packed = torch.empty(batch, heads, head_dim), _memory_for_statistics(batch, heads, kv_heads) if stats else None
-    # What is read is named, so that it outlives the call even where it is a copy.
-    q, k, v, factor = q.contiguous(), arena.k.contiguous(), arena.v.contiguous(), array("d", [scale])
-    where, segment, start, length = (
-        arena.position.contiguous(),
-        arena.segment.contiguous(),
-        arena.start.contiguous(),
-        arena.length.contiguous(),
-    )
-    query = (position if position.dtype == torch.int32 else position.to(torch.int32)).contiguous()
+    start, received, queries = arena.start, arena.received, arena.queries
+    kv_heads, threads = start.shape[1], torch.get_num_threads()
+    out = torch.empty(batch, heads, head_dim)
+    packed = _memory_for_statistics(batch, heads, kv_heads) if stats else None
     reals, mass, indices, retained = (0, 0, 0, 0) if packed is None else [tensor.data_ptr() for tensor in packed]
-    received, queries = arena.received, arena.queries
-    # In order and by way of bytes: names and an array of integers would take longer than a small step's arithmetic.
-    call = Call(
+    # What is read is named, so that it outlives the call even where it is a copy.
+    q = q.contiguous()
+    query = (position if position.dtype == torch.int32 else position.to(torch.int32)).contiguous()
+    # In the order of `Call` and by way of bytes: names and an array of integers would take longer than a small step's arithmetic.
+    given = _AS_BYTES.pack(
         batch * kv_heads,
         kv_heads,
         heads // kv_heads,
         head_dim,
-        k.shape[0],
+        arena.k.shape[0],
         stats,
         received is not None and queries is not None,
-        factor.buffer_info()[0],
+        scale,
         q.data_ptr(),
-        k.data_ptr(),
-        v.data_ptr(),
-        where.data_ptr(),
-        segment.data_ptr(),
+        arena.k.data_ptr(),
+        arena.v.data_ptr(),
+        arena.position.data_ptr(),
+        arena.segment.data_ptr(),
         start.data_ptr(),
-        length.data_ptr(),
+        arena.length.data_ptr(),
         query.data_ptr(),
         0 if received is None else received.data_ptr(),
         0 if queries is None else queries.data_ptr(),
@@ -76,22 +86,22 @@ def decode_attention_vectorised(
         retained,
         WORTH_THREADS if threads > 1 else _NEVER,
     )
-    fields = array("q", _AS_NUMBERS.pack(*call))
-    kind, at = _KINDS[q.dtype], fields.buffer_info()[0]
-    found = called(kind)(at)
+    fields = array("q", given + _NOT_YET + bytes(8 * batch * kv_heads))
+    function, at = called(_KINDS[q.dtype]), fields.buffer_info()[0]
+    found = function(at)
     if found == LARGE:
         fields[SCRATCH] = scratch(fields[SCRATCH])
-        fields[STAGE] = CHUNKS_ONLY
-        in_threads(entry(kind).address, at, threads)
-        fields[STAGE] = JOIN
-        found = called(kind)(at)
+        fields[STAGE] = ATTEND
+        in_threads(entry(_KINDS[q.dtype]).address, at, threads)
+        fields[STAGE] = SPREAD
+        found = function(at) if fields[KEEP] else fields[STATUS]
     if found == OUTSIDE:
-        check_runs(start, length, k.shape[0])  # says which
+        check_runs(start, arena.length, arena.k.shape[0])  # says which
     if found == BAD_SEGMENT:
-        raise KernelInputError(f"segments must be 0 to {NUM_SEGMENTS - 1}, got up to {int(segment.max())}")
+        raise KernelInputError(f"segments must be 0 to {NUM_SEGMENTS - 1}, got up to {int(arena.segment.max())}")
     if found != WELL:
         raise KernelError("the compiled attention gave up without a reason; there may be no memory left")
-    return out if q.dtype == torch.float32 else out.to(q.dtype), packed
+    return out if q.dtype == torch.float32 else out.to(q.dtype), packed if stats else None
 
 
 def compile_ahead(dtype: torch.dtype) -> None:
