@@ -76,7 +76,7 @@ $(addprefix traces-,$(POOLS)): traces-%: install-dev
 	$(RECORD) --out $(RUNS)/$* --world digits --pool $* --n $(REDUCE) $(REDUCED)
 
 probes: $(addprefix traces-,$(POOLS))
-	$(VENV)/bin/introspect train --traces $(RUNS)/probe --traces $(RUNS)/calibration --target-risk 0.1 --delta 0.1 \
+	$(VENV)/bin/introspect train --traces $(RUNS)/probe --traces $(RUNS)/calibration --target-risk 0.05 --delta 0.1 \
 	  --out probes/introspect_probes/embedded/probes --name embedded-2
 	$(VENV)/bin/introspect evaluate --probes embedded $(foreach p,$(POOLS),--traces $(RUNS)/$p) --out probes/results/embedded-2
 

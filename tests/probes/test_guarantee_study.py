@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from introspect_probes import guarantee_study
+from introspect_probes import pool_redraws
 from introspect_probes.guarantee import Guarantee
-from introspect_probes.guarantee_study import RULES, Judged, broken, draw_again, redraw, units_of
+from introspect_probes.guarantee_table import guarantee_table
+from introspect_probes.pool_redraws import RULES, Judged, broken, draw_again, redraw, units_of
 
 ALPHA, DELTA = 0.1, 0.1
 
@@ -41,7 +42,7 @@ def test_no_image_is_on_both_sides(monkeypatch, run):
         sides.append(set(units_of(self.groups, run).tolist()))
         return real(self, threshold)
 
-    monkeypatch.setattr(guarantee_study, "choose_threshold", chosen)
+    monkeypatch.setattr(pool_redraws, "choose_threshold", chosen)
     monkeypatch.setattr(Judged, "risk", risk)
     found = redraw(own, units_of(own.groups, run), own.confidence, target_risk=ALPHA, delta=DELTA, redraws=5)
     every = set(units_of(own.groups, run).tolist()) - {""}
@@ -78,3 +79,19 @@ def test_what_is_refused_breaks_nothing():
     assert (found["broken"], found["share_broken"][0]) == (1, 0.1)
     assert found["share_broken"][1] < 0.1 < found["share_broken"][2]
     assert found["excess_where_broken"] == pytest.approx(0.1)
+
+
+def test_the_table_says_whether_the_promise_was_kept():
+    facts = {"target_risk": 0.05, "delta": 0.1, "conditions": "the whole cache", "redraws": 50, "refused": 1, "units": 30, "groups": 40}
+    medians = {"median_threshold": 0.9, "median_accepted": 0.6, "median_risk": 0.03, "excess_where_broken": 0.01}
+    cases = [
+        {**facts, **medians, "drawn": "digit images", "rule": rule, "broken": count, "share_broken": [count / 50, 0.0, 0.5]}
+        for rule, count in zip(RULES, (2, 30), strict=True)
+    ]
+    cases.append({**facts, "drawn": "runs of images", "rule": RULES[0], "broken": 0, "share_broken": [0.0, 0.0, 0.1], "refused": 50}
+                 | dict.fromkeys(medians))  # fmt: skip
+    text = guarantee_table({"probe_set": "some-1", "run": 40, "cases": cases})
+    kept, naive, none = (line for line in text.splitlines() if line.startswith("| 5%"))
+    assert "| 4.0% [0.0%, 50.0%] |" in kept
+    assert "| 60.0% [0.0%, 50.0%] |" in naive
+    assert none.count("| - ") == 3
