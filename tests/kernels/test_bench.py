@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 
-from introspect_kernels import KernelError, decode_attention
+from introspect_kernels import KernelError, decode_attention, decode_attention_packed
 from introspect_kernels.bench import cpu, first_call, gpu, markdown, rivals
-from introspect_kernels.bench.gate import GateError, check
+from introspect_kernels.bench.gate import GateError, check, check_packed
 from introspect_kernels.bench.problems import DTYPES, EMBEDDED, LLAVA_7B, QWEN_7B, Problem, Shape, make, segments
 from introspect_kernels.bench.rows import cpu_row, gpu_row
 from introspect_kernels.bench.timing import interleaved, median_ratio
@@ -44,6 +44,22 @@ def test_the_gate_refuses_a_wrong_output(wrong_with: bool) -> None:
         check(make(Problem(SMALL, 1, 40, "fp32")), broken)
 
 
+@pytest.mark.parametrize("what", ["out", "out without statistics", "mass", "argmax_position"])
+def test_the_gate_refuses_packed_statistics_that_are_not_those_of_the_fields(what: str) -> None:
+    def broken(*arguments: object) -> object:
+        out, found = decode_attention_packed(*arguments)
+        if what == ("out" if found else "out without statistics"):
+            return out * 1.01, found
+        if found and what in {"mass", "argmax_position"}:
+            found = found._replace(**{"mass": {"mass": found.mass * 1.01}, "argmax_position": {"indices": found.indices + 1}}[what])
+        return out, found
+
+    inputs = make(Problem(SMALL, 2, 40, "fp32"))
+    check_packed(inputs)
+    with pytest.raises(GateError, match=f"^{what}: packed statistics and fields differ"):
+        check_packed(inputs, broken)
+
+
 def test_a_wrong_implementation_is_never_timed() -> None:
     calls = []
 
@@ -64,7 +80,16 @@ def test_the_row_is_json_and_its_ratios_are_those_of_its_times() -> None:
     assert row["cases"] == told
     assert [(c["batch"], c["entries"], c["dtype"]) for c in row["cases"]] == [(1, 40, "fp32"), (2, 4096, "bf16")]
     for case in row["cases"]:
-        assert set(case["milliseconds"]) == {"on", "off", "sdpa_folded", "sdpa_gqa", "eager", "eager_statistics"}
+        assert set(case["milliseconds"]) == {
+            "on",
+            "off",
+            "packed_on",
+            "packed_off",
+            "sdpa_folded",
+            "sdpa_gqa",
+            "eager",
+            "eager_statistics",
+        }
         assert all(value > 0 for value in case["milliseconds"].values())
         assert set(cpu.OVERHEADS) <= set(case)
     assert row["cases"][1]["kv_bytes"] == 2 * 2 * 2 * 4096 * 16 * 2
@@ -72,6 +97,23 @@ def test_the_row_is_json_and_its_ratios_are_those_of_its_times() -> None:
     for target in row["targets"]:
         assert target["entries"] == 4096
         assert target["met"] == (target["value"] <= target["limit"])
+
+
+def test_a_row_is_told_by_the_ratios_that_it_has() -> None:
+    case = {"model": "small", "milliseconds": {"on": 1.2, "off": 1.0}, "overhead_on_over_off": 1.2, "overhead_off_over_sdpa": 0.5}
+    targets = [
+        {"ratio": "overhead_on_over_off", "met": True, "value": 1.2},
+        {"ratio": "overhead_off_over_sdpa", "met": False, "value": 1.5},
+    ]
+    told = markdown.target_lines({"targets": targets})
+    assert told.splitlines() == [
+        "- on / off at most 1.2 at 4,096 entries: met in 1 of 1 cases (1.20 to 1.20).",
+        "- off / SDPA folded at most 1 at 4,096 entries: met in 0 of 1 cases (1.50 to 1.50).",
+    ]
+    assert "packed" not in markdown.times_table([case], ("model",))
+    lines = markdown.times_table([case | {"overhead_packed_on_over_off": 1.1}], ("model",)).splitlines()
+    assert lines[0].endswith("| on / off | on / off, packed | off / SDPA folded |")
+    assert lines[2].endswith("| 1.20 | 1.10 | 0.50 |")
 
 
 def test_ratios_are_taken_within_a_round() -> None:

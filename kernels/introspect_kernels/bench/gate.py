@@ -8,7 +8,8 @@ from dataclasses import replace
 import torch
 
 from introspect_kernels.bench.problems import Inputs
-from introspect_kernels.decode.api import decode_attention
+from introspect_kernels.decode.api import decode_attention, decode_attention_packed
+from introspect_kernels.decode.packing import unpack
 from introspect_kernels.errors import KernelError
 from introspect_kernels.statistics import HeadStats
 
@@ -64,6 +65,28 @@ def check(inputs: Inputs, attend: Attention = decode_attention) -> dict[str, flo
         elif not torch.equal(ours.long(), theirs.long()):
             raise GateError(f"{name}: expected {theirs.flatten()[:4].tolist()}..., got {ours.flatten()[:4].tolist()}...; not timed")
     return found
+
+
+def check_packed(inputs: Inputs, attend: Attention = decode_attention_packed) -> None:
+    """Whether a decode loop's form of the operator gives what `decode_attention` does, to the bit.
+
+    Args:
+        inputs: the problem.
+        attend: called as `decode_attention_packed` is.
+
+    Raises:
+        GateError: it does not.
+    """
+    given = (inputs.q, inputs.arena, inputs.position, inputs.scale)
+    (out, stats), (plain, _) = attend(*given), attend(*given, False)
+    expected, fields = decode_attention(*given)
+    if stats is None or fields is None:
+        raise GateError("expected statistics, got none; not timed")
+    pairs = [("out", out, expected), ("out without statistics", plain, expected)]
+    pairs += [(name, getattr(unpack(stats), name), getattr(fields, name)) for name in HeadStats._fields]
+    for name, ours, theirs in pairs:
+        if not torch.equal(ours.nan_to_num(nan=-1.0), theirs.nan_to_num(nan=-1.0)):
+            raise GateError(f"{name}: packed statistics and fields differ; not timed")
 
 
 def _excess(name: str, ours: torch.Tensor, exact: torch.Tensor, rough: torch.Tensor) -> float:

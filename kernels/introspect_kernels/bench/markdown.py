@@ -14,7 +14,11 @@ _TIMES = {
     "eager": "eager",
     "eager_statistics": "eager + statistics",
 }
-_RATIOS = {"overhead_on_over_off": "on / off", "overhead_off_over_sdpa": "off / SDPA folded"}
+_RATIOS = {
+    "overhead_on_over_off": "on / off",
+    "overhead_packed_on_over_off": "on / off, packed",
+    "overhead_off_over_sdpa": "off / SDPA folded",
+}
 
 
 def blocks(row: dict[str, Any]) -> dict[str, str]:
@@ -52,21 +56,24 @@ def first_call_line(seconds: dict[str, dict[str, float]]) -> str:
 
 def times_table(cases: list[dict[str, Any]], keys: tuple[str, ...]) -> str:
     """Milliseconds and ratios, one line a case; a rival that was left out has no figure."""
-    header = [*keys, *_TIMES.values(), *_RATIOS.values()]
+    ratios = {name: title for name, title in _RATIOS.items() if all(name in case for case in cases)}
+    header = [*keys, *_TIMES.values(), *ratios.values()]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(keys) + "--:|" * (len(header) - len(keys))]
     for case in cases:
         cells = [f"{case[key]:,}" if isinstance(case[key], int) else str(case[key]) for key in keys]
         cells += [f"{case['milliseconds'][name]:.2f}" if name in case["milliseconds"] else "" for name in _TIMES]
-        cells += [f"{case[name]:.2f}" for name in _RATIOS]
+        cells += [f"{case[name]:.2f}" for name in ratios]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def target_lines(row: dict[str, Any]) -> str:
-    """How many cases at 4,096 entries meet each target, and the range of the ratio."""
+    """How many cases at 4,096 entries meet each target, and the range of the ratio; nothing of a target that the row does not have."""
     lines = []
     for name, limit in TARGETS.items():
         found = [target for target in row["targets"] if target["ratio"] == name]
+        if not found:
+            continue
         met, values = sum(target["met"] for target in found), [target["value"] for target in found]
         lines.append(
             f"- {_RATIOS[name]} at most {limit:g} at {TARGET_ENTRIES:,} entries: met in {met} of {len(found)} cases "
