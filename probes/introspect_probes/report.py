@@ -156,12 +156,14 @@ def strategy_lines(report: dict[str, Any]) -> str:
         return "No claim of the test traces has a causal label."
     counts = ", ".join(f"{name} {count}" for name, count in facts["counts"].items())
     coverage = ", ".join(f"{name} {value:.2f}" for name, value in facts["set_coverage"].items())
+    unmet = facts.get("within_templates_unmet", {"templates": {}})
     return (
         f"- {facts['claims']:,} test claims with a single cause ({counts}), of {facts['measured']:,} measured\n"
         f"- macro-F1 {facts['macro_f1']:.3f}; the claim's type alone gives {facts['type_only_macro_f1']:.3f}; "
         f"the labels agree with themselves across disjoint donors on {facts['label_agreement_across_donors']:.1%}\n"
         f"- conformal sets: {facts['singletons']:.1%} hold one state{_right_singletons(facts)}; coverage by state: {coverage}"
-        + _within_templates(facts["within_templates"])
+        + _within_templates("within templates", facts["within_templates"])
+        + (_within_templates("the same without people and pictures that the fit met,", unmet) if unmet["templates"] else "")
     )
 
 
@@ -170,15 +172,22 @@ def _right_singletons(facts: dict[str, Any]) -> str:
     return "" if value is None else f", of which {value:.1%} are right"
 
 
-def _within_templates(own: dict[str, Any]) -> str:
-    """The figure that the question's type cannot give away, in a line of Markdown."""
+def _within_templates(which: str, own: dict[str, Any]) -> str:
+    """The figure that the question's type cannot give away, and what it is made of, in lines of Markdown."""
     if not own["templates"]:
         return "\n- no template has claims of two states, so nothing is said of what the question's type does not give away"
-    parts = ", ".join(f"{name} {part['macro_f1']:.3f} of {part['claims']:,} claims" for name, part in own["templates"].items())
+    parts = "".join(f"\n- of these, `{name}`: {_template(part)}" for name, part in own["templates"].items())
     return (
-        f"\n- within templates macro-F1 {_cell(own['macro_f1'])}; labels of one half of the donors against the other half's "
-        f"{_cell(own['ceiling'])}; share of that ceiling {_cell(own['of_ceiling'])} ({parts})"
+        f"\n- {which} macro-F1 {_cell(own['macro_f1'])}; labels of one half of the donors against the other half's "
+        f"{_cell(own['ceiling'])}; share of that ceiling {_cell(own['of_ceiling'])}{parts}"
     )
+
+
+def _template(part: dict[str, Any]) -> str:
+    """One template; its ceiling and states are in reports made since they are kept."""
+    ceiling = f", ceiling {part['ceiling']:.3f}" if part.get("ceiling") is not None else ""
+    states = ", ".join(f"{name} {own['f1']:.2f} of {own['claims']:,}" for name, own in part.get("states", {}).items())
+    return f"{part['macro_f1']:.3f} of {part['claims']:,} claims{ceiling}{f'; F1 by state: {states}' if states else ''}"
 
 
 def domain_line(report: dict[str, Any]) -> str:

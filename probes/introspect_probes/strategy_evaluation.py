@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -17,21 +17,28 @@ from introspect_probes.strategy_probe import StrategyProbe
 MIN_OF_STATE = 10
 """A template is scored on its own with this many claims of at least two states."""
 Labels = NDArray[np.int64]
+Templates = NDArray[np.str_]
 
 
-def evaluate_strategy(probe: StrategyProbe, test: Table) -> dict[str, Any]:
+def evaluate_strategy(probe: StrategyProbe, test: Table, met: Collection[str] = ()) -> dict[str, Any]:
     """Agreement with causal labels, over all claims and within templates.
 
     A question's type gives most states away, so that the figure to read is the one within templates: macro-F1 of each template
     in which several states occur, averaged. The ceiling is the same figure of labels from one half of the donors
     against labels from the other half, on the same claims.
+
+    Args:
+        probe: the probe.
+        test: answers that it was not fitted on.
+        met: groups that it was fitted on. Pools differ in their pictures and not in the people that are asked about, and whether
+            a person was taught can be learnt by heart: `within_templates_unmet` leaves these groups out.
     """
     claims = test.claims
     measured = claims.where(claims.strategy >= -1)
     templates = np.array([test.answers[a].trace.kind for a in claims.answer])
     known = [STRATEGIES.index(s) for s in probe.states]
     chosen = np.isin(claims.strategy, known)
-    rows = claims.where(chosen)
+    rows, templates = claims.where(chosen), templates[chosen]
     if not len(rows):
         return {"claims": 0}
     labels = np.array([known.index(s) for s in rows.strategy])
@@ -41,6 +48,7 @@ def evaluate_strategy(probe: StrategyProbe, test: Table) -> dict[str, Any]:
     single = sets.sum(1) == 1
     kinds = {k: int(np.bincount(labels[rows.kinds == k]).argmax()) for k in set(rows.kinds.tolist())}
     both = (measured.halves >= 0).all(1)
+    unmet = ~np.isin(rows.group, list(met))
     return {
         "measured": len(measured),
         "claims": len(rows),
@@ -49,14 +57,15 @@ def evaluate_strategy(probe: StrategyProbe, test: Table) -> dict[str, Any]:
         "accuracy": round(float((predicted == labels).mean()), 4),
         "type_only_macro_f1": round(float(f1_score(labels, [kinds[k] for k in rows.kinds.tolist()], average="macro")), 4),
         "label_agreement_across_donors": round(float((measured.halves[both, 0] == measured.halves[both, 1]).mean()), 4),
-        "within_templates": _within_templates(labels, predicted, rows, templates[chosen], known),
+        "within_templates": _within_templates(labels, predicted, rows, templates, known),
+        "within_templates_unmet": _within_templates(labels[unmet], predicted[unmet], rows.where(unmet), templates[unmet], known),
         "set_coverage": {probe.states[i]: round(float(sets[labels == i, i].mean()), 4) for i in range(len(known)) if (labels == i).any()},
         "singletons": round(float(single.mean()), 4),
         "accuracy_of_singletons": round(float((predicted == labels)[single].mean()), 4) if single.any() else None,
     }
 
 
-def _within_templates(labels: Labels, predicted: Labels, rows: Claims, templates: NDArray[np.str_], known: list[int]) -> dict[str, Any]:
+def _within_templates(labels: Labels, predicted: Labels, rows: Claims, templates: Templates, known: list[int]) -> dict[str, Any]:
     """Macro-F1 within templates, its ceiling and their ratio, with intervals from a bootstrap of groups."""
     shown = [t for t in sorted(set(templates.tolist())) if (np.bincount(labels[templates == t]) >= MIN_OF_STATE).sum() >= 2]
     if not shown:
@@ -84,7 +93,22 @@ def _within_templates(labels: Labels, predicted: Labels, rows: Claims, templates
         **found,
         "of_ceiling": ratio,
         "with_both_halves": int(measured.sum()),
-        "templates": {t: {"claims": len(p), "macro_f1": round(macro_f1(labels[p], predicted[p]), 4)} for t, p in parts.items()},
+        "templates": {t: _template(labels[p], predicted[p], halves[p][measured[p]], known) for t, p in parts.items()},
+    }
+
+
+def _template(labels: Labels, predicted: Labels, halves: Labels, known: list[int]) -> dict[str, Any]:
+    """One template: its macro-F1 and ceiling, and what each state has of claims and of F1."""
+    states, counts = np.unique(labels, return_counts=True)
+    scores = f1_score(labels, predicted, labels=states, average=None, zero_division=0)
+    return {
+        "claims": len(labels),
+        "macro_f1": round(float(np.mean(scores)), 4),
+        "ceiling": round(macro_f1(halves[:, 0], halves[:, 1]), 4) if len(halves) else None,
+        "states": {
+            STRATEGIES[known[state]]: {"claims": int(count), "f1": round(float(score), 4)}
+            for state, count, score in zip(states, counts, scores, strict=True)
+        },
     }
 
 

@@ -13,7 +13,7 @@ from introspect_probes.signals import STRATEGIES, Strategy, StrategyLabel
 
 @dataclass(frozen=True)
 class StrategyProbe:
-    """Multinomial regression on head statistics, with class-conditional conformal sets.
+    """One regression on head statistics for each state, softmax over them, with class-conditional conformal sets.
 
     Attributes:
         probe: one output for each of `states`.

@@ -32,7 +32,7 @@ from introspect_probes.published import published_confidence, published_risks, r
 from introspect_probes.reference_fit import MOST, with_reference
 from introspect_probes.risk_fit import fit_claims
 from introspect_probes.sparse import answer_rows, claim_rows, fit_sparse
-from introspect_probes.strategy_fit import COVERAGE, MIN_STATES, fit_strategy, strategy_states
+from introspect_probes.strategy_fit import COVERAGE, MIN_HELD, MIN_STATES, fit_strategy, strategy_states
 from introspect_probes.token_store import TokenStore
 from introspect_probes.traces import Trace, matcher_of
 
@@ -218,7 +218,10 @@ def why_no_strategy(fit: Claims, calibration: Claims) -> str | None:
     states = strategy_states(fit, calibration)
     if len(states) >= 2:
         return None
-    return f"{len(states)} states have {MIN_STATES} claims with a single cause in both parts; record a world with --interventions"
+    return (
+        f"{len(states)} states have {MIN_STATES} claims with a single cause to fit on and {MIN_HELD} to calibrate on; "
+        "record a world with --interventions"
+    )
 
 
 def why_no_domain(fit: Table, outside: list[Trace]) -> str | None:
