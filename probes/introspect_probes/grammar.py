@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from introspect_probes.worlds.cases import Case
-from introspect_probes.worlds.claims import Claim, judge, words
+from introspect_probes.worlds.claims import Claim, first_described, judge, words
 
 WORLD_GRAMMAR = "digits-world/1"
 WORDS_GRAMMAR = "words/1"
@@ -63,36 +64,53 @@ def _unjudged(_: str, __: Sequence[str]) -> bool:
     return False
 
 
+First = Callable[[str, int], Claim | None]
+
+
 @dataclass(frozen=True)
 class ClaimFinder:
-    """Finds the claims of an answer so far.
+    """Finds the claims of an answer so far; only their places and kinds mean anything.
 
     Attributes:
         level: `token` where claims cannot be told apart.
         find: the claims in a text.
-        separator: what no claim reaches across, so that nothing before it need be read again for the claims behind it.
+        first_from: the first claim of a text that begins at a place or behind it; asked at each token, of a text that grows.
     """
 
     level: Literal["claim", "token"]
     find: Callable[[str], tuple[Claim, ...]]
-    separator: str | None = None
-
-    def first_from(self, text: str, start: int) -> Claim | None:
-        """The first claim of `text` that begins at `start` or behind it; only its place and kind mean anything."""
-        cut = text.rfind(self.separator, 0, start) + 1 if self.separator is not None else 0
-        for claim in self.find(text[cut:]):
-            if claim.start + cut >= start:
-                return replace(claim, start=claim.start + cut, end=claim.end + cut)
-        return None
+    first_from: First
 
 
 def claim_finder(grammar: str | None, question: str) -> ClaimFinder:
     """What finds claims in the answers to a question, under the grammar that a probe set names."""
     if grammar == WORDS_GRAMMAR:
-        return ClaimFinder("token", find_words, " ")
+        return ClaimFinder("token", find_words, _first_word)
     form = question_form(question) if grammar == WORLD_GRAMMAR else None
-    separator = "," if form is not None and form.kind == "describe" else None
-    return ClaimFinder("claim", lambda answer: find_claims(form, answer), separator)
+    first = _first_described if form is not None and form.kind == "describe" else partial(_first, form)
+    return ClaimFinder("claim", partial(find_claims, form), first)
+
+
+def _first(form: QuestionForm | None, text: str, start: int) -> Claim | None:
+    return next((claim for claim in find_claims(form, text) if claim.start >= start), None)
+
+
+def _first_described(text: str, start: int) -> Claim | None:
+    """No claim reaches across a comma: nothing before it need be read again."""
+    begin = text.rfind(",", 0, start) + 1
+    while (found := first_described(text, begin, start)) is None:
+        begin = text.find(",", begin) + 1
+        if not begin:
+            return None
+    return found
+
+
+def _first_word(text: str, start: int) -> Claim | None:
+    cut = text.rfind(" ", 0, start) + 1  # no word reaches across it
+    for begin, end in words(text[cut:]):
+        if begin + cut >= start:
+            return Claim(begin + cut, end + cut, "span", False, (), 0, text[begin + cut : end + cut])
+    return None
 
 
 def find_words(answer: str) -> tuple[Claim, ...]:

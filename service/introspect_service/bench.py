@@ -60,18 +60,29 @@ def service(
     *,
     requests: Annotated[int, typer.Option(help="Short answers over which memory is watched.", min=10)] = 10_000,
     seconds: Annotated[float, typer.Option(help="How long each load goes on.", min=0.1)] = 8.0,
+    case: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Measure only this: added, throughput, threads, latency, memory or faults; may be repeated. Written only with --out.",
+            show_default="all",
+        ),
+    ] = None,
     out: OutOption = None,
     quick: QuickOption = False,
 ) -> None:
     """What signals and the stream cost an answer, latency under load, and the stream's server killed, paused and slow."""
-    from introspect_service.bench_service import run
+    from introspect_service.bench_service import CASES, run
     from introspect_service.errors import ServiceError
 
+    if unknown := set(case or ()) - set(CASES):
+        fail(f"--case: expected {', '.join(CASES)}, got {', '.join(sorted(unknown))}")
+
     try:
-        row = run(requests=min(requests, 20) if quick else requests, seconds=min(seconds, 1.0) if quick else seconds, quick=quick)
+        requests, seconds = (min(requests, 20), min(seconds, 1.0)) if quick else (requests, seconds)
+        row = run(requests=requests, seconds=seconds, quick=quick, only=case or CASES)
     except ServiceError as problem:
         fail(str(problem))
-    finish(row, out, "service", quick=quick)
+    finish(row, out, "service", quick=quick or case is not None)
 
 
 def finish(row: dict[str, Any], out: Path | None, part: str, *, quick: bool) -> None:

@@ -10,6 +10,7 @@ import asyncio
 import os
 import statistics
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -35,13 +36,18 @@ WARM_REQUESTS, MEMORY_STREAMS = 1_000, 8
 """Short answers before memory is first read, by when what is remembered has filled; and how many are asked for at once."""
 
 
-def run(*, requests: int, seconds: float, quick: bool) -> dict[str, Any]:
-    """Measure everything, print as it goes, and return the row.
+CASES = ("added", "throughput", "threads", "latency", "memory", "faults")
+"""What can be measured by itself."""
+
+
+def run(*, requests: int, seconds: float, quick: bool, only: Sequence[str] = CASES) -> dict[str, Any]:
+    """Measure, print as it goes, and return the row.
 
     Args:
         requests: how many short answers the memory is watched over.
         seconds: how long each load goes on.
         quick: everything a few times only.
+        only: which of `CASES`; a row of some of them has the aims that they measure.
 
     Raises:
         ServiceError: answers failed where nothing was done to the service, or the stream's server was not found again: a
@@ -59,20 +65,24 @@ def run(*, requests: int, seconds: float, quick: bool) -> dict[str, Any]:
         url = str(server.connection_url)
         backend = load_backend(Settings(redis="off"))
         facts = provenance()  # with the threads that the model has been given
-        add({"case": "added time a token", **asyncio.run(added_per_token(backend, url, 2 if quick else 20))})
-        add({"case": "events to the stream", **asyncio.run(events_per_second(url, 2_000 if quick else 30_000))})
-    for case in throughput(seconds, rounds):
+        if "added" in only:
+            add({"case": "added time a token", **asyncio.run(added_per_token(backend, url, 2 if quick else 20))})
+            add({"case": "events to the stream", **asyncio.run(events_per_second(url, 2_000 if quick else 30_000))})
+    for case in throughput(seconds, rounds) if "throughput" in only else ():
         add(case)
-    for case in threads(seconds, rounds):
+    for case in threads(seconds, rounds) if "threads" in only else ():
         add(case)
-    with ServiceProcess() as service:
-        warm_up(service)
-        for streams in STREAMS:
-            add(latency(service, streams, seconds))
-        add(memory(service, requests, 10 if quick else WARM_REQUESTS))
-    add({"case": "server killed and restarted under load", "rounds": faults.killed_and_restarted(rounds, 3.0)})
-    add({"case": "server paused and resumed under load", **faults.paused_and_resumed()})
-    add({"case": "slow consumer", **faults.slow_consumer(seconds)})
+    if "latency" in only or "memory" in only:
+        with ServiceProcess() as service:
+            warm_up(service)
+            for streams in STREAMS if "latency" in only else ():
+                add(latency(service, streams, seconds))
+            if "memory" in only:
+                add(memory(service, requests, 10 if quick else WARM_REQUESTS))
+    if "faults" in only:
+        add({"case": "server killed and restarted under load", "rounds": faults.killed_and_restarted(rounds, 3.0)})
+        add({"case": "server paused and resumed under load", **faults.paused_and_resumed()})
+        add({"case": "slow consumer", **faults.slow_consumer(seconds)})
     row = {"benchmark": "service", "provenance": facts, "cases": cases, **_ratios(cases)}
     console.print({name: value for name, value in row.items() if name.startswith(("overhead", "aims"))}, soft_wrap=True)
     return row
@@ -176,16 +186,14 @@ def _ask_for(service: ServiceProcess, streams: int, seconds: float, *, stream: b
 
 
 def _ratios(cases: list[dict[str, Any]]) -> dict[str, Any]:
-    added = next(case for case in cases if case["case"] == "added time a token")["both"]
+    added = next((case["both"] for case in cases if case["case"] == "added time a token"), None)
     ratios = {case["streams"]: case["ratio"] for case in cases if case["case"] == "throughput"}
     growth = next((case["growth_ratio"] for case in cases if case["case"] == "memory" and "growth_ratio" in case), None)
     measured = {
-        "added_median_ms": added["median_ms"],
-        "added_p99_ms": added["p99_ms"],
-        "throughput_ratio_1": ratios[1],
-        "throughput_ratio_8": ratios[8],
+        **({"added_median_ms": added["median_ms"], "added_p99_ms": added["p99_ms"]} if added is not None else {}),
+        **{f"throughput_ratio_{streams}": ratio for streams, ratio in ratios.items()},
         **({"memory_growth_ratio": growth} if growth is not None else {}),
     }
     met = {name: (value <= AIMS[name] if name in AT_MOST else value >= AIMS[name]) for name, value in measured.items()}
     aims = [{"measure": name, "aim": AIMS[name], "measured": value, "met": met[name]} for name, value in measured.items()]
-    return {"overhead_batch_1": round(1 / ratios[1] - 1, 4), "overhead_batch_8": round(1 / ratios[8] - 1, 4), "aims": aims}
+    return {**{f"overhead_batch_{streams}": round(1 / ratio - 1, 4) for streams, ratio in ratios.items()}, "aims": aims}

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from typer.testing import CliRunner
 
 from introspect_service.bench_service import _ratios, memory
+from introspect_service.cli import app
 from introspect_service.measure.added import events_per_second
 from introspect_service.measure.client import SHORT, Client, at_once, body
 from introspect_service.measure.figures import spread
@@ -75,3 +77,15 @@ def test_aims_are_judged_by_what_was_measured(ratio, met):
         "added_median_ms": False, "added_p99_ms": True, "throughput_ratio_1": met, "throughput_ratio_8": False,
         "memory_growth_ratio": True,
     }  # fmt: skip
+
+
+def test_a_row_of_one_case_has_the_aims_that_it_measured():
+    found = _ratios([{"case": "throughput", "streams": 8, "ratio": 0.8}])
+    assert found["overhead_batch_8"] == 0.25
+    assert [aim["measure"] for aim in found["aims"]] == ["throughput_ratio_8"]
+
+
+def test_a_case_that_there_is_not_is_refused():
+    result = CliRunner().invoke(app, ["bench", "service", "--case", "added", "--case", "speed"])
+    assert result.exit_code == 1
+    assert "expected added, throughput, threads, latency, memory, faults, got speed" in result.output

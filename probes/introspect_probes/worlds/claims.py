@@ -49,7 +49,9 @@ _PLACE = re.compile(rf"\s*row\s+{_NUMBER}(?:\s+column\s+{_NUMBER})?", _FLAGS)
 _OBJECT = re.compile(
     rf"\s*row\s+{_NUMBER}\s+column\s+{_NUMBER}(?:\s+(?:({HIDDEN})\b|({'|'.join(COLOR_NAMES)})\b(?:\s+{_NUMBER})?))?", _FLAGS
 )
+_OBJECT_PARTS: tuple[tuple[int, ClaimKind], ...] = ((2, "place"), (3, "none"), (4, "color"), (5, "digit"))
 _NOTHING = re.compile(rf"\s*({NOTHING})\b", _FLAGS)
+_NOTHING_PARTS: tuple[tuple[int, ClaimKind], ...] = ((1, "none"),)
 _ADDEND = re.compile(rf"\s*{_NUMBER}", _FLAGS)
 _JOINT = re.compile(r"\s*(plus|is)\b", _FLAGS)
 _END = re.compile(r"\s*\.?\s*")
@@ -257,6 +259,20 @@ def _describe_segment(case: Case, claims: _Claims, truth: dict[_Place, _Content]
     if match[5] is not None:
         claims.add(match.span(5), "digit", is_true=content is not None and match[5] == content[1], evidence=cell)
     return match.end()
+
+
+def first_described(text: str, begin: int, start: int) -> Claim | None:
+    """The first claim at `start` or behind it of the object described from `begin` on; only its place and kind mean anything.
+
+    Those of `judge`, without the rest of the answer and its truth: asked at every token of an answer.
+    """
+    match, parts = _OBJECT.match(text, begin), _OBJECT_PARTS
+    if match is None:
+        match, parts = _NOTHING.match(text, begin), _NOTHING_PARTS
+    if match is None:
+        return None
+    found = ((match.start(part), match.end(part), kind) for part, kind in parts if match.start(part) >= start)
+    return next((Claim(first, last, kind, False, (), 0, text[first:last]) for first, last, kind in found), None)
 
 
 def _segments(text: str) -> list[tuple[int, int]]:
