@@ -117,7 +117,7 @@ def draw_again(
         if threshold is not None:
             found.append((threshold, float((answers.confidence >= threshold).mean()), risks[round(threshold, 2)]))
     return {
-        "answers": len(own), "groups": len(names), "drawn": groups, "redraws": redraws, "refused": redraws - len(found),
+        "answers": len(own), "groups": len(names), "groups_drawn": groups, "redraws": redraws, "refused": redraws - len(found),
         **broken(np.array([risk for *_, risk in found]), target_risk, redraws), **_medians(found),
     }  # fmt: skip
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from introspect_probes import pool_redraws
+from introspect_probes import guarantee_study, pool_redraws
 from introspect_probes.guarantee import Guarantee
 from introspect_probes.guarantee_table import guarantee_table
 from introspect_probes.pool_redraws import RULES, Judged, broken, draw_again, redraw, units_of
@@ -65,7 +67,7 @@ def test_the_promise_is_kept_and_the_rule_without_a_test_breaks():
     assert naive["excess_where_broken"] > 0
     again = draw_again(own, own.confidence, groups=400, **facts)
     assert again["share_broken"][0] <= DELTA + 2 * np.sqrt(DELTA * (1 - DELTA) / 60)
-    assert again["drawn"] == 400
+    assert again["groups_drawn"] == 400
 
 
 def test_every_group_weighs_the_same():
@@ -95,3 +97,11 @@ def test_the_table_says_whether_the_promise_was_kept():
     assert "| 4.0% [0.0%, 50.0%] |" in kept
     assert "| 60.0% [0.0%, 50.0%] |" in naive
     assert none.count("| - ") == 3
+
+
+def test_a_row_holds_every_promise_mix_and_way_of_drawing(monkeypatch):
+    own = answers(80, np.random.default_rng(2))
+    monkeypatch.setattr(guarantee_study, "judged", lambda *_: (own, own))
+    row = guarantee_study.guarantee_study(SimpleNamespace(name="some-1"), [], redraws=2)
+    assert len({(c["target_risk"], c["conditions"], c["drawn"], c["rule"]) for c in row["cases"]}) == len(row["cases"]) == 20
+    assert guarantee_table(row).count("| groups, with replacement |") == 4
