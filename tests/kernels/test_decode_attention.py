@@ -91,3 +91,25 @@ def test_entries_of_one_position_are_summed() -> None:
     arena.segment[1022::2] = int(Segment.IMAGE)
     arena.segment[1023::2] = int(Segment.QUESTION)
     assert_close(arena, query(arena, 2, seed=41)[0], torch.tensor([1028]))
+
+
+def test_among_equal_scores_the_first_entry_is_named() -> None:
+    arena = ragged_arena([[600]], 16, seed=43, slack=0)  # more than are searched at a time
+    arena.k.zero_()
+    arena.segment[:] = int(Segment.IMAGE)
+    stats = assert_close(arena, *query(arena, 2, seed=44))
+    assert (stats.argmax_position == arena.position[0]).all()
+    assert (stats.image_argmax_position == arena.position[0]).all()
+
+
+@pytest.mark.parametrize("first", [Segment.IMAGE, Segment.QUESTION])
+def test_the_largest_score_may_be_that_of_position_zero(first: Segment) -> None:
+    other = Segment.QUESTION if first == Segment.IMAGE else Segment.IMAGE
+    arena = ragged_arena([[4]], 16, seed=45, slack=0)
+    arena.position[:] = torch.arange(4)
+    arena.segment[:] = torch.tensor([first, other, other, other])
+    arena.k[0] = 1.0
+    arena.k[1:] = -1.0
+    stats = assert_close(arena, torch.ones(1, 2, 16), torch.tensor([9]))
+    assert (stats.argmax_position == 0).all()
+    assert (stats.image_argmax_position == (0 if first == Segment.IMAGE else 1)).all()

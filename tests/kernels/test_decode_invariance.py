@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import pytest
 import torch
 from ragged_arenas import BRANCHES, assert_close, query, ragged_arena
 
 from introspect_kernels import HeadStats, decode_attention
 from introspect_kernels.decode import cpu_threads, vectorised
+from introspect_kernels.decode.cpu_call import FIELDS, NEXT, SOURCE
+from introspect_kernels.decode.cpu_entries import source_hash
 
 
 @pytest.mark.parametrize(("threads", "dtype"), [(1, torch.float32), (2, torch.float32), (2, torch.bfloat16)], ids=["1", "2", "2-bf16"])
@@ -52,6 +56,27 @@ def test_not_a_bit_depends_on_whose_threads_compute(ours: bool, monkeypatch: pyt
         assert torch.equal(out, other_out)
         for field in HeadStats._fields:
             torch.testing.assert_close(getattr(other, field), getattr(stats, field), rtol=0, atol=0, equal_nan=True)
+
+
+def test_every_chunk_is_computed_once_and_by_the_sources_that_are_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    arena = ragged_arena([[4100, 30], [2100, 0]], 32, seed=46)
+    told: list[int] = []
+
+    def watched(work: int, argument: int, threads: int) -> None:
+        cpu_threads.in_threads(work, argument, threads)
+        told.extend((ctypes.c_int64 * (FIELDS + 4)).from_address(argument))
+
+    monkeypatch.setattr(vectorised, "in_threads", watched)
+    monkeypatch.setattr(vectorised, "WORTH_THREADS", 1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        decode_attention(*query(arena, 4, seed=47)[:1], arena, torch.tensor([20_000, 20_000]), 0.2)
+    finally:
+        torch.set_num_threads(before)
+    assert told[FIELDS:] == [5, 1, 3, 1]  # a run without entries is finished as one
+    assert told[NEXT] == 10 + 2  # each thread asks once more and finds nothing
+    assert told[SOURCE] == source_hash()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])

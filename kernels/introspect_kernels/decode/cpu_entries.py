@@ -40,7 +40,7 @@ from introspect_kernels.decode.cpu_scalars import address
 _OF_ONE_ADDRESS = types.int64(types.int64)
 
 
-def _source_hash() -> int:
+def source_hash() -> int:
     """Changes with any line of the compiled sources, or of what they take their constants from."""
     here = Path(__file__).parent
     files = [*sorted(here.glob("cpu_*.py")), here / "packing.py", here.parent / "segments.py", here.parent / "statistics.py"]
@@ -70,7 +70,7 @@ def entry(kind: str) -> Any:
         much of it is needed, because threads are worth it. Then stage `ATTEND` is for as many threads at once as call it,
         and where e is kept, `SPREAD` for one, afterwards.
     """
-    tag, source = np.empty(0, kind), _source_hash()
+    tag, source = np.empty(0, kind), source_hash()
 
     @_compiled
     def function(fields: int) -> Any:
