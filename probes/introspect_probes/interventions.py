@@ -107,7 +107,7 @@ def _probes(number: int, case: Case, trace: Trace) -> list[_Probe]:
                     probes.append(_Probe(number, index, name, donor, _request(edited, trace, len(forced)), forced))
         for donor, corrupted in enumerate(_corrupted(trace, claim, tokens, rng)):
             probes.append(_Probe(number, index, "prefix", donor, _request(case, trace, len(corrupted)), corrupted))
-    # A claim that nothing can be done to has no cause to find, but is measured: its shifts are empty, not missing.
+    # A claim that nothing can be done to (no picture, no passage, nothing said before) stays unmeasured: provenance alone is no cause.
     return probes
 
 
