@@ -79,6 +79,25 @@ def test_every_chunk_is_computed_once_and_by_the_sources_that_are_here(monkeypat
     assert told[SOURCE] == source_hash()
 
 
+@pytest.mark.parametrize(("entries", "threads", "several"), [(20, 2, False), (4100, 1, False), (4100, 2, True)])
+def test_only_calls_that_are_worth_it_go_to_threads(entries: int, threads: int, several: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    arena = ragged_arena([[entries, 30]], 32, seed=48)
+    used: list[int] = []
+
+    def watched(work: int, argument: int, threads: int) -> None:
+        used.append(threads)
+        cpu_threads.in_threads(work, argument, threads)
+
+    monkeypatch.setattr(vectorised, "in_threads", watched)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        decode_attention(*query(arena, 4, seed=49)[:1], arena, torch.tensor([20_000]), 0.2)
+    finally:
+        torch.set_num_threads(before)
+    assert used == ([threads] if several else [])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
 def test_statistics_do_not_change_a_bit_of_the_output(dtype: torch.dtype) -> None:
     arena = ragged_arena([[1100, 30], [7, 2100]], 64, seed=29, dtype=dtype)
