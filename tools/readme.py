@@ -27,6 +27,7 @@ from introspect.loading import embedded_folder
 from introspect_kernels.bench import markdown
 from introspect_probes import engine_report
 from introspect_probes.drift_study import AFTER, BEFORE
+from introspect_probes.guarantee_table import guarantee_table
 from introspect_probes.report import answers_table, claims_table, conditions_table, domain_line, strategy_lines, summary
 from introspect_probes.studies.arms import ARMS
 from introspect_probes.studies.learning_table import learning_state_table, read_runs
@@ -36,6 +37,7 @@ from introspect_probes.studies.tables import free_running_table, kernel_only_tab
 ROOT = Path(__file__).resolve().parent.parent
 REPORT = ROOT / "probes" / "results" / "embedded-2" / "report.json"
 DRIFT = ROOT / "probes" / "results" / "drift" / "embedded-2.json"
+GUARANTEE = ROOT / "probes" / "results" / "guarantee" / "embedded-2.json"
 STUDIES = ROOT / "probes" / "results"
 SCORING = ROOT / "probes" / "results" / "scoring" / "batch.json"
 KERNELS = sorted((ROOT / "kernels" / "benchmarks" / "results").glob("kernels-cpu-*.json"))
@@ -62,6 +64,7 @@ def figures() -> dict[str, str]:
         "model": model_table(),
         "scoring": scoring_line(),
         "drift": drift_lines(),
+        "guarantee": guarantee_table(json.loads(GUARANTEE.read_text(encoding="utf-8"))),
         "service": service_lines(),
         "kernel-only": kernel_only_table(read_results(STUDIES / "kernel-only", list(ARMS))),
         "free-running": free_running_table(read_results(STUDIES / "free-running", list(SHIFTS))),
