@@ -35,11 +35,7 @@ class ClaimProbe:
         """Risk of the claim of `kind` that a token decides; `level` says whether claims can be told apart."""
         internal = float(self.internal.logits(internal_features(features, kind))[0])
         prior = float(self.prior.logits(prior_features(features, kind, prompt))[0])
-        return self.combined(internal, prior, is_reduced=is_reduced(prompt), level=level)
-
-    def combined(self, internal: float, prior: float, *, is_reduced: bool, level: Literal["claim", "token"]) -> HallucinationRisk:
-        """The risk that the logits of both factors make."""
-        risk = self.calibration.of(internal + prior, is_reduced=is_reduced)
+        risk = float(self.calibration(internal + prior, is_reduced(prompt)))
         return HallucinationRisk(risk=risk, internal=probability(internal), prior=probability(prior), kind=level)
 
     def any_false(self, risks: Sequence[float], *, reduced: bool) -> float:

@@ -85,11 +85,6 @@ class BudgetedPlatt:
         """Calibrated probabilities of logits, by whether each one's cache was reduced."""
         return np.where(is_reduced, self.reduced(logit), self.whole(logit))
 
-    def of(self, logit: float, *, is_reduced: bool) -> float:
-        """The calibrated probability of one logit, without arrays."""
-        chosen = self.chosen(is_reduced=is_reduced)
-        return probability(-(chosen.a * logit + chosen.b))
-
     def chosen(self, *, is_reduced: bool) -> Platt:
         """The calibration of one cache."""
         return self.reduced if is_reduced else self.whole
