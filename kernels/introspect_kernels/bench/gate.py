@@ -9,11 +9,12 @@ import torch
 
 from introspect_kernels.bench.problems import Inputs
 from introspect_kernels.decode.api import decode_attention, decode_attention_packed
-from introspect_kernels.decode.packing import unpack
+from introspect_kernels.decode.packing import PackedStats, unpack
 from introspect_kernels.errors import KernelError
 from introspect_kernels.statistics import HeadStats
 
 Attention = Callable[..., tuple[torch.Tensor, HeadStats | None]]
+PackedAttention = Callable[..., tuple[torch.Tensor, PackedStats | None]]
 FLOOR = 4e-6
 """A few units in the last place of fp32; nothing is asked to be closer."""
 _EXACT = ("argmax_position", "image_argmax_position", "retained")
@@ -67,7 +68,7 @@ def check(inputs: Inputs, attend: Attention = decode_attention) -> dict[str, flo
     return found
 
 
-def check_packed(inputs: Inputs, attend: Attention = decode_attention_packed) -> None:
+def check_packed(inputs: Inputs, attend: PackedAttention = decode_attention_packed) -> None:
     """Whether a decode loop's form of the operator gives what `decode_attention` does, to the bit.
 
     Args:
