@@ -77,8 +77,8 @@ $(addprefix traces-,$(POOLS)): traces-%: install-dev
 
 probes: $(addprefix traces-,$(POOLS))
 	$(VENV)/bin/introspect train --traces $(RUNS)/probe --traces $(RUNS)/calibration --target-risk 0.05 --delta 0.1 \
-	  --out probes/introspect_probes/embedded/probes --name embedded-2
-	$(VENV)/bin/introspect evaluate --probes embedded $(foreach p,$(POOLS),--traces $(RUNS)/$p) --out probes/results/embedded-2
+	  --out probes/introspect_probes/embedded/probes --name embedded-3
+	$(VENV)/bin/introspect evaluate --probes embedded $(foreach p,$(POOLS),--traces $(RUNS)/$p) --out probes/results/embedded-3
 
 clean:
 	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

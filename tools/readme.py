@@ -35,7 +35,7 @@ from introspect_probes.studies.shifts import SHIFTS
 from introspect_probes.studies.tables import free_running_table, kernel_only_table, read_results
 
 ROOT = Path(__file__).resolve().parent.parent
-REPORT = ROOT / "probes" / "results" / "embedded-2" / "report.json"
+REPORT = ROOT / "probes" / "results" / "embedded-3" / "report.json"
 DRIFT = ROOT / "probes" / "results" / "drift" / "embedded-2.json"
 GUARANTEE = ROOT / "probes" / "results" / "guarantee" / "embedded-2.json"
 STUDIES = ROOT / "probes" / "results"

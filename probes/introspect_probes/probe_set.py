@@ -63,7 +63,7 @@ class ProbeSet:
 
     @property
     def name(self) -> str:
-        """Name and version, such as `embedded-2`."""
+        """Name and version, such as `embedded-3`."""
         return str(self.manifest["name"])
 
     @property
