@@ -114,14 +114,23 @@ def test_permutation_exchanges_only_within_a_cell():
 
 
 def test_random_effects_against_figures_worked_out_by_hand():
+    t_of_one, t_of_three = 12.7062, 3.18245  # 97.5th percentiles of Student's t
     same = random_effects([0.03, 0.03], [0.01, 0.01])
     assert same["between"] == 0
-    assert same["high"] - same["mean"] == pytest.approx(1.96 * 0.01 / np.sqrt(2))
-    # weights 10,000 each: Q = 8, so the variance between is (8 - 1) / (20,000 - 10,000) = 7e-4
+    assert same["high"] - same["mean"] == pytest.approx(t_of_one * 0.01 / np.sqrt(2), rel=1e-4)
+    # two equal weights w: w (0.02² + 0.02²) = 1, so the whole variance is 8e-4, of which 1e-4 is the seeds' own
     apart = random_effects([0.01, 0.05], [0.01, 0.01])
     assert apart["between"] ** 2 == pytest.approx(7e-4)
     assert apart["mean"] == pytest.approx(0.03)
-    assert apart["high"] - apart["mean"] == pytest.approx(1.96 * np.sqrt((1e-4 + 7e-4) / 2))
+    assert apart["high"] - apart["mean"] == pytest.approx(t_of_one * np.sqrt(8e-4 / 2), rel=1e-4)
+    # seeds that know their value exactly weigh as much as the variance between seeds lets them, and no more
+    exact = random_effects([0.04, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0])
+    assert exact["mean"] == pytest.approx(0.01)
+    assert exact["between"] == pytest.approx(0.02)
+    assert exact["high"] - exact["mean"] == pytest.approx(t_of_three * 0.01, rel=1e-4)
+    nothing = random_effects([0.0, 0.0], [0.0, 0.0])
+    assert nothing["between"] == 0
+    assert [nothing[k] for k in ("mean", "low", "high")] == pytest.approx([0, 0, 0], abs=1e-4)
     with pytest.raises(ValueError, match="two seeds or more"):
         random_effects([0.03], [0.01])
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import brentq
+from scipy.stats import t as student
 
 from introspect_probes.metrics import ClusterBootstrap, interval
 
@@ -14,6 +16,8 @@ Floats = NDArray[np.floating]
 DECILES = 10
 MIN_OF_EACH = 10
 """A decile counts with this many right and wrong answers."""
+_NO_VARIANCE = 1e-12
+"""Stands for a variance of zero, by which nothing can be divided."""
 
 
 class Contrast:
@@ -81,7 +85,13 @@ def permuted_within(rng: np.random.Generator, cells: NDArray[np.integer]) -> NDA
 
 
 def random_effects(values: Sequence[float], standard_errors: Sequence[float]) -> dict[str, float]:
-    """Mean over seeds whose true values may differ (DerSimonian and Laird 1986, Controlled Clinical Trials 7).
+    """Mean over seeds whose true values may differ.
+
+    The variance between seeds is that of Paule and Mandel (1982, Journal of
+    Research of the National Bureau of Standards 87): no seed outweighs all
+    others, though its own standard error be zero, as where the added set was
+    left out. The interval is Hartung and Knapp's (2001, Statistics in Medicine
+    20), for few seeds.
 
     Returns:
         `mean`, `low` and `high` (95 %), and `between`, the standard deviation of true values between seeds.
@@ -92,10 +102,15 @@ def random_effects(values: Sequence[float], standard_errors: Sequence[float]) ->
     if len(values) < 2 or len(values) != len(standard_errors):
         raise ValueError(f"random effects take two seeds or more with a standard error each, got {len(values)} and {len(standard_errors)}")
     y, variance = np.asarray(values, dtype=np.float64), np.asarray(standard_errors, dtype=np.float64) ** 2
-    weight = 1 / variance
-    fixed = (weight * y).sum() / weight.sum()
-    q = (weight * (y - fixed) ** 2).sum()
-    between = max(0.0, (q - (len(y) - 1)) / (weight.sum() - (weight**2).sum() / weight.sum()))
-    weight = 1 / (variance + between)
-    mean, error = float((weight * y).sum() / weight.sum()), float(1 / np.sqrt(weight.sum()))
-    return {"mean": mean, "low": mean - 1.96 * error, "high": mean + 1.96 * error, "between": float(np.sqrt(between))}
+    degrees = len(y) - 1
+
+    def excess(between: float) -> float:
+        weight = 1 / (variance + between)
+        return float((weight * (y - np.average(y, weights=weight)) ** 2).sum() - degrees)
+
+    between = brentq(excess, _NO_VARIANCE, float(np.ptp(y) ** 2) + _NO_VARIANCE) if excess(_NO_VARIANCE) > 0 else 0.0
+    weight = 1 / (variance + max(between, _NO_VARIANCE))
+    mean = float(np.average(y, weights=weight))
+    spread = max(1.0, float((weight * (y - mean) ** 2).sum()) / degrees)
+    error = float(student.ppf(0.975, degrees) * np.sqrt(spread / weight.sum()))
+    return {"mean": mean, "low": mean - error, "high": mean + error, "between": float(np.sqrt(between))}

@@ -53,7 +53,7 @@ def _effect(results: Sequence[dict[str, Any]], how: str, name: str) -> list[floa
     entries = [r[how][name] for r in results if None not in r[how][name]["difference"]]
     if len(entries) < 2:
         return None
-    effect = random_effects([e["difference"][0] for e in entries], [max(e["standard_error"], 1e-5) for e in entries])
+    effect = random_effects([e["difference"][0] for e in entries], [e["standard_error"] for e in entries])
     return [effect["mean"], effect["low"], effect["high"]]
 
 

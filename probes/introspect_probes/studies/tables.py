@@ -157,7 +157,7 @@ def _random_effects(entries: Sequence[dict[str, Any]]) -> str:
     known = [e for e in entries if None not in e["difference"]]
     if len(known) < 2:
         return "-"
-    effect = random_effects([e["difference"][0] for e in known], [max(e["standard_error"], 1e-5) for e in known])
+    effect = random_effects([e["difference"][0] for e in known], [e["standard_error"] for e in known])
     return with_interval([effect["mean"], effect["low"], effect["high"]], signed=True)
 
 
