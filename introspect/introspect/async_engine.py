@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import logging
 import queue
@@ -24,6 +25,15 @@ from introspect.types import Request, StepTrace
 logger = logging.getLogger(__name__)
 
 Sink = Callable[[StepTrace | Exception], None]
+
+_begun: weakref.WeakSet[AsyncEngine] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """End the threads before the interpreter ends: one that is inside torch then would abort the process, whatever its exit status."""
+    for engine in list(_begun):
+        engine.close()
 
 
 class EngineClosedError(IntrospectError):
@@ -179,6 +189,7 @@ class AsyncEngine:
                 self._closing = False
                 self._thread = threading.Thread(target=self._run, name="introspect-decode", daemon=True)
                 self._thread.start()
+                _begun.add(self)
             self._changed.notify()
         return ticket
 

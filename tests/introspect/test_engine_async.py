@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -104,3 +106,22 @@ def test_a_closed_engine_ends_its_answers_and_can_begin_again(engine: AsyncEngin
     with pytest.raises(EngineClosedError):
         list(steps)
     assert len(list(engine.generate([ask(1, max_tokens=2)]))) == 3
+
+
+LEAVES_IN_MID_ANSWER = """
+import atexit, threading
+atexit.register(lambda: print([t.name for t in threading.enumerate() if t.daemon]))  # what is registered first is called last
+from introspect.async_engine import AsyncEngine
+from introspect.engine import Engine
+from introspect.loading import load_model
+from introspect.types import Request
+steps = AsyncEngine(Engine(load_model("embedded"))).generate([Request.ask("r", "describe everything")])
+next(steps)
+raise SystemExit(3)
+"""
+
+
+def test_a_program_that_ends_in_mid_answer_takes_no_thread_into_its_end() -> None:
+    done = subprocess.run([sys.executable, "-c", LEAVES_IN_MID_ANSWER], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 3, done.stderr
+    assert done.stdout.strip() == "[]"
