@@ -20,7 +20,7 @@ from introspect_probes.guarantee_fit import GRID, choose_threshold, one_of_each
 Floats = NDArray[np.floating]
 REDRAWS = 1000
 RUN = 40
-"""Neighbouring digit images that stay together; a writer wrote about as many."""
+"""Neighbouring digit images that stay together: fewer than a writer wrote on average, so that a run is mostly of one or two."""
 RULES = ("learn then test", "error on the drawn side")
 """The guarantee's, and the control that must break: the smallest threshold over which few enough of the drawn answers are wrong."""
 

@@ -43,16 +43,11 @@ def kernels(
     static: Annotated[bool, typer.Option(help="Also compile the Triton kernels for GPUs, and count; needs Triton and minutes.")] = False,
 ) -> None:
     """Attention with its statistics on and off, beside SDPA and eager attention; wrong results are not timed."""
-    from introspect_kernels.errors import KernelError
     from introspect_service.bench_kernels import run
 
     if device != "cpu" and not device.startswith("cuda"):
         fail(f"--device must be cpu or cuda, got {device!r}")
-    try:
-        row = run(device, quick=quick, static=static)
-    except KernelError as problem:
-        fail(str(problem))
-    finish(row, out, "kernels", quick=quick)
+    finish(run(device, quick=quick, static=static), out, "kernels", quick=quick)
 
 
 @bench.command()
@@ -72,16 +67,11 @@ def service(
 ) -> None:
     """What signals and the stream cost an answer, latency under load, and the stream's server killed, paused and slow."""
     from introspect_service.bench_service import CASES, run
-    from introspect_service.errors import ServiceError
 
     if unknown := set(case or ()) - set(CASES):
         fail(f"--case: expected {', '.join(CASES)}, got {', '.join(sorted(unknown))}")
-
-    try:
-        requests, seconds = (min(requests, 20), min(seconds, 1.0)) if quick else (requests, seconds)
-        row = run(requests=requests, seconds=seconds, quick=quick, only=case or CASES)
-    except ServiceError as problem:
-        fail(str(problem))
+    requests, seconds = (min(requests, 20), min(seconds, 1.0)) if quick else (requests, seconds)
+    row = run(requests=requests, seconds=seconds, quick=quick, only=case or CASES)
     finish(row, out, "service", quick=quick or case is not None)
 
 
