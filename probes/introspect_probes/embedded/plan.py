@@ -101,7 +101,6 @@ _STUDY = Plan(
 )
 PLANS: dict[str, Plan] = {
     "embedded": Plan(),
-    "study": _STUDY,
-    "study-multi-head": replace(_STUDY, size="study-multi-head"),
+    **{size: replace(_STUDY, size=size) for size in ("study", "study-multi-head", "study-small", "study-deep")},
 }
 """By size."""

@@ -51,7 +51,10 @@ SHAPES: dict[str, ModelShape] = {
     ),
     "study": _STUDY,
     "study-multi-head": replace(_STUDY, kv_heads=8),
+    "study-small": replace(_STUDY, width=96, inner=240, layers=3, heads=4, kv_heads=2),
+    "study-deep": replace(_STUDY, layers=7),
 }  # fmt: skip
 """By name. `study` has the shape of the pilot: 36 image tokens, four to a cell, 8 query and 4 KV heads, about a
-million parameters; `study-multi-head` has a KV head for every query head."""
+million parameters; `study-multi-head` has a KV head for every query head, `study-small` and `study-deep` fewer and
+more layers in the language model."""
 EMBEDDED = SHAPES["embedded"]
