@@ -12,7 +12,8 @@ from transformers import AutoConfig
 from introspect.loading import embedded_folder
 from introspect_probes.embedded.batches import IGNORE, PackedBatches
 from introspect_probes.embedded.checkpoints import checkpoint_steps, load_checkpoint_model, save_checkpoint
-from introspect_probes.embedded.model import build_config, build_model, build_processor, forward_packed
+from introspect_probes.embedded.llava import build_config
+from introspect_probes.embedded.model import build_model, build_processor, forward_packed
 from introspect_probes.embedded.plan import PLANS, Plan
 from introspect_probes.embedded.shape import SHAPES
 from introspect_probes.errors import ProbesError

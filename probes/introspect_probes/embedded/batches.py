@@ -8,6 +8,7 @@ the prompt that the model meets when it is served.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -62,8 +63,9 @@ LENGTH_STEP = 64
 class Batch:
     """One packed batch.
 
-    `pixels [batch, 3, height, width]`, `tokens`, `positions`, `labels [batch, length]`
+    `pixels [batch, 3, height, width]`, `tokens`, `labels [batch, length]`
     (`labels[t]` is the token that position t must predict), `weights` likewise,
+    `positions` likewise, or `[3, batch, length]` for a model with M-RoPE,
     `mask [batch, 1, length, length]` (True may attend), `digits`, `colors [batch, cells]`
     the dense labels of every cell, `blocks` the block index of each position (-1 prefix).
     """
@@ -123,13 +125,14 @@ def draw_questions(scene: Scene, rng: np.random.Generator, mix: Mix) -> list[tup
 
 
 class Packer:
-    """Turns scenes with questions into packed batches, for a model with so many image tokens."""
+    """Turns scenes with questions into packed batches, for a model with so many image tokens, which under M-RoPE are a square."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, image_tokens: int) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, image_tokens: int, *, mrope: bool = False) -> None:
         self._tokenizer = tokenizer
         self._eos, self._pad = int(tokenizer.eos_token_id), int(tokenizer.pad_token_id)
         bos, user, image, self._assistant = token_ids(tokenizer, BOS, USER, IMAGE, ASSISTANT)
         self._prefix = [bos, user, *[image] * image_tokens]
+        self._places = _mrope_places(2, math.isqrt(image_tokens)) if mrope else torch.arange(len(self._prefix))
 
     def pack(
         self, scenes: list[Scene], questions: list[list[tuple[str, Question]]], rng: np.random.Generator, text_only_share: float = 0.0
@@ -139,7 +142,7 @@ class Packer:
         length = -(-max(len(row[0]) for row in rows) // LENGTH_STEP) * LENGTH_STEP
         size = len(rows)
         tokens = torch.full((size, length), self._pad)
-        positions = torch.zeros((size, length), dtype=torch.long)
+        positions = torch.zeros((*self._places.shape[:-1], size, length), dtype=torch.long)
         labels = torch.full((size, length), IGNORE)
         weights = torch.zeros((size, length))
         blocks = torch.full((size, length), -2)
@@ -147,7 +150,8 @@ class Packer:
         for i, (row_tokens, row_positions, row_labels, row_weights, row_blocks, row_sees) in enumerate(rows):
             n = len(row_tokens)
             tokens[i, :n] = torch.tensor(row_tokens)
-            positions[i, :n] = torch.tensor(row_positions)
+            after = torch.tensor(row_positions, dtype=torch.long).expand(*self._places.shape[:-1], -1)
+            positions[..., i, :n] = torch.cat([self._places, after], dim=-1)
             labels[i, :n] = torch.tensor(row_labels)
             weights[i, :n] = torch.tensor(row_weights)
             blocks[i, :n] = torch.tensor(row_blocks)
@@ -170,15 +174,16 @@ class Packer:
     def _row(
         self, asked: list[tuple[str, Question]], rng: np.random.Generator, text_only_share: float
     ) -> tuple[list[int], list[int], list[int], list[float], list[int], list[bool]]:
-        n = len(self._prefix)
-        tokens, positions = list(self._prefix), list(range(n))
+        n, following = len(self._prefix), int(self._places.max()) + 1
+        tokens: list[int] = list(self._prefix)
+        positions: list[int] = []
         labels, weights, blocks, sees = [IGNORE] * n, [0.0] * n, [-1] * n, [True] * n
         for number, (_, question) in enumerate(asked):
             prompt = self._tokenizer(" ".join((*question.context, question.text)), add_special_tokens=False).input_ids
             answer = self._tokenizer(question.answer, add_special_tokens=False).input_ids
             block = [*prompt, self._assistant, *answer, self._eos]
             blind = question.kind == "fact" and rng.random() < text_only_share
-            start = 2 if blind else n
+            start = 2 if blind else following
             weight = (len(answer) + 1) ** -0.5
             tokens += block[:-1]
             positions += range(start, start + len(block) - 1)
@@ -187,6 +192,14 @@ class Packer:
             blocks += [number] * (len(block) - 1)
             sees += [not blind] * (len(block) - 1)
         return tokens, positions, labels, weights, blocks, sees
+
+
+def _mrope_places(before: int, side: int) -> torch.Tensor:
+    """Time, row and column `[3, before + side * side]` of so many text tokens and a picture behind them (Qwen2-VL, arXiv 2409.12191)."""
+    text = torch.arange(before).expand(3, before)
+    rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    picture = torch.stack([torch.zeros(side * side, dtype=torch.long), rows.flatten(), columns.flatten()])
+    return torch.cat([text, before + picture], dim=1)
 
 
 def _mask(blocks: torch.Tensor, sees_image: torch.Tensor) -> torch.Tensor:
@@ -212,7 +225,8 @@ class PackedBatches(IterableDataset[Batch]):
         mix: Mix | None,
         style: SceneStyle,
     ) -> None:
-        self._packer, self._batch_size, self._seed, self._start = Packer(tokenizer, shape.image_tokens), batch_size, seed, start
+        self._packer = Packer(tokenizer, shape.image_tokens, mrope=shape.mrope)
+        self._batch_size, self._seed, self._start = batch_size, seed, start
         self._mix, self._style = mix, style
 
     def __iter__(self) -> Iterator[Batch]:

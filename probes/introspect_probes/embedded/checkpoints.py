@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlavaForConditionalGeneration
+from transformers import PreTrainedModel
 
 from introspect.loading import LoadedModel, load_model
 from introspect_probes.errors import ProbesError
 
 
-def save_checkpoint(model: LlavaForConditionalGeneration, run: Path, step: int) -> None:
+def save_checkpoint(model: PreTrainedModel, run: Path, step: int) -> None:
     """Write the weights behind a step, in bf16."""
     weights = {k: v.to(torch.bfloat16).contiguous() for k, v in model.state_dict().items() if k != "lm_head.weight"}
     save_file(weights, _path(run, step))

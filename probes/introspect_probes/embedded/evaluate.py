@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText
 
-from introspect_probes.embedded.batches import IGNORE, Packer
-from introspect_probes.embedded.model import forward_packed
+from introspect.processors import load_processor
+from introspect_probes.embedded.batches import IGNORE
+from introspect_probes.embedded.model import forward_packed, packer_of
 from introspect_probes.worlds.digits import Pool
 from introspect_probes.worlds.questions import ASKERS, PICTURE_KINDS
 from introspect_probes.worlds.scene import NATURAL, SceneStyle, draw_scene
@@ -29,7 +30,7 @@ def accuracy_by_kind(
         For each type `accuracy` and `count`, and the unweighted mean over the picture's types as `picture`.
     """
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
-    packer = Packer(AutoProcessor.from_pretrained(folder).tokenizer, model.config.image_seq_length)
+    packer = packer_of(model, load_processor(folder, model.config).tokenizer)
     rng = np.random.default_rng([seed, 7])
     hits: dict[str, list[bool]] = {}
     for _ in range(0, scenes, batch_size):

@@ -101,6 +101,6 @@ _STUDY = Plan(
 )
 PLANS: dict[str, Plan] = {
     "embedded": Plan(),
-    **{size: replace(_STUDY, size=size) for size in ("study", "study-multi-head", "study-small", "study-deep")},
+    **{size: replace(_STUDY, size=size) for size in ("study", "study-multi-head", "study-small", "study-deep", "study-qwen2-vl")},
 }
 """By size."""

@@ -9,12 +9,13 @@ IMAGE_SIZE = 96
 
 @dataclass(frozen=True)
 class ModelShape:
-    """A small LLaVA.
+    """A small LLaVA, or a small Qwen2-VL.
 
     Attributes:
-        patch: side of a patch in pixels; a cell of the picture is 32 wide.
+        patch: side in pixels of what an image token shows (four patches of the tower in Qwen2-VL); a cell of the picture is 32 wide.
         vision_width, vision_inner, vision_layers, vision_heads: of the vision tower.
         width, inner, layers, heads, kv_heads, head_dim: of the language model.
+        mrope: whether it is a Qwen2-VL, whose rotary positions have three axes.
     """
 
     patch: int
@@ -28,6 +29,7 @@ class ModelShape:
     heads: int
     kv_heads: int
     head_dim: int
+    mrope: bool = False
 
     @property
     def side(self) -> int:
@@ -53,8 +55,9 @@ SHAPES: dict[str, ModelShape] = {
     "study-multi-head": replace(_STUDY, kv_heads=8),
     "study-small": replace(_STUDY, width=96, inner=240, layers=3, heads=4, kv_heads=2),
     "study-deep": replace(_STUDY, layers=7),
+    "study-qwen2-vl": replace(_STUDY, heads=4, kv_heads=2, mrope=True),
 }  # fmt: skip
 """By name. `study` has the shape of the pilot: 36 image tokens, four to a cell, 8 query and 4 KV heads, about a
 million parameters; `study-multi-head` has a KV head for every query head, `study-small` and `study-deep` fewer and
-more layers in the language model."""
+more layers in the language model. `study-qwen2-vl` has half the heads: there they share the model's width."""
 EMBEDDED = SHAPES["embedded"]

@@ -42,7 +42,7 @@ from introspect_probes.embedded.batches import (
 )
 from introspect_probes.embedded.checkpoints import save_checkpoint
 from introspect_probes.embedded.evaluate import accuracy_by_kind
-from introspect_probes.embedded.model import build_model, build_processor, forward_packed, image_features
+from introspect_probes.embedded.model import build_model, build_processor, forward_packed, image_features, vision_tower
 from introspect_probes.embedded.plan import PLANS, Plan, Stage
 from introspect_probes.embedded.shape import IMAGE_SIZE
 from introspect_probes.embedded.tokenizer import token_ids
@@ -59,20 +59,21 @@ class DenseReader(nn.Module):
     embeddings of the words for what its cell shows, so that a question's words
     can find the picture's cells in attention. The others read the cell's mean,
     and its patches in order: that breaks the symmetry early, and the shapes are
-    learned in half the steps.
+    learned in half the steps. The place is not asked of a tower that has none to
+    tell: Qwen2-VL's knows distances only, and M-RoPE gives its tokens their places.
     """
 
     digit_tokens: torch.Tensor
     color_tokens: torch.Tensor
 
-    def __init__(self, hidden_size: int, patch: int, digit_tokens: list[int], color_tokens: list[int]) -> None:
+    def __init__(self, hidden_size: int, patch: int, digit_tokens: list[int], color_tokens: list[int], *, places: bool = True) -> None:
         super().__init__()
         self._per_cell = CELL_PIXELS // patch
         self._cells = IMAGE_SIZE // CELL_PIXELS
         self.digit = nn.Linear(hidden_size, NUM_DIGIT_CLASSES)
         self.color = nn.Linear(hidden_size, NUM_COLOR_CLASSES)
         self.ordered_digit = nn.Linear(hidden_size * self._per_cell**2, NUM_DIGIT_CLASSES)
-        self.place = nn.Linear(hidden_size, self._cells**2)
+        self.place = nn.Linear(hidden_size, self._cells**2) if places else None
         self.register_buffer("digit_tokens", torch.tensor(digit_tokens), persistent=False)
         self.register_buffer("color_tokens", torch.tensor(color_tokens), persistent=False)
 
@@ -82,19 +83,16 @@ class DenseReader(nn.Module):
         patches = features.float().unflatten(1, split).transpose(2, 3).flatten(3, 4).flatten(0, 2)
         mean = patches.mean(dim=1)
         digits, colors = batch.digits.flatten(), batch.colors.flatten()
-        place = torch.arange(self._cells**2).repeat(len(features))
         read = (
             functional.cross_entropy(self.digit(mean), digits)
             + functional.cross_entropy(self.color(mean), colors)
             + 0.5 * functional.cross_entropy(self.ordered_digit(patches.flatten(1)), digits)
         )
         digit_words, color_words = embeddings[self.digit_tokens].float(), embeddings[self.color_tokens].float()
-        return (
-            read
-            + _per_patch(patches @ digit_words.T, digits)
-            + _per_patch(patches @ color_words.T, colors)
-            + _per_patch(self.place(patches), place)
-        )
+        total = read + _per_patch(patches @ digit_words.T, digits) + _per_patch(patches @ color_words.T, colors)
+        if self.place is None:
+            return total
+        return total + _per_patch(self.place(patches), torch.arange(self._cells**2).repeat(len(features)))
 
 
 def _per_patch(logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
@@ -127,15 +125,17 @@ class Run:
         torch.manual_seed(plan.seed)
         self.plan, self.folder = plan, folder
         self.model = build_model(plan.shape)
-        self.model.model.vision_tower.set_attn_implementation("eager")  # twice as fast to train on a CPU at this size
+        tower = vision_tower(self.model)
+        tower.set_attn_implementation("eager")  # twice as fast to train on a CPU at this size
         if plan.eager:
             self.model.model.language_model.set_attn_implementation("eager")
         self.processor = build_processor(plan.shape)
         digit_tokens = token_ids(self.processor.tokenizer, *(f"▁{digit}" for digit in range(10)))
         color_tokens = token_ids(self.processor.tokenizer, *(f"▁{color}" for color in COLOR_NAMES))
-        self.reader = DenseReader(self.model.lm_head.in_features, plan.shape.patch, digit_tokens, color_tokens)
+        self.reader = DenseReader(self.model.lm_head.in_features, plan.shape.patch, digit_tokens, color_tokens, places=not plan.shape.mrope)
         self.model.model.language_model.compile(dynamic=False)
-        self.model.model.vision_tower.compile(dynamic=False)
+        if not plan.shape.mrope:  # that tower goes through its pictures one by one, which no compiler of ours takes
+            tower.compile(dynamic=False)
         self.step = 0
         self.curve: list[dict[str, float]] = []
         self.seconds = 0.0
@@ -144,7 +144,8 @@ class Run:
 
     def _optimizers(self) -> list[torch.optim.Optimizer]:
         """Muon (Jordan et al., 2024) for the layers' matrices, at AdamW's update size; AdamW for all else."""
-        matrices = {name: p for name, p in self.parameters.items() if p.ndim == 2 and ("layers" in name or "projector" in name)}
+        parts = ("layers", "projector", "blocks", "merger")
+        matrices = {name: p for name, p in self.parameters.items() if p.ndim == 2 and any(part in name for part in parts)}
         others = [p for name, p in self.parameters.items() if name not in matrices]
         decay = self.plan.weight_decay
         return [
