@@ -110,3 +110,21 @@ def learning_state(
 
     results = run(out, runs, fit=fit, test=test, heads=heads, seed=seed, work=work)
     typer.echo(learning_state_table(results))
+
+
+@study.command("head-curves")
+def head_curves(
+    *,
+    out: Annotated[Path, typer.Option(help="The folder of the result files, one a run.", file_okay=False)],
+    runs: Annotated[list[Path], typer.Option(help="A finished training run; may be given again.", file_okay=False, exists=True)],
+    heads: Annotated[int, typer.Option(help="Questions by which heads are scored, a checkpoint.", min=2)] = 200,
+    seed: Annotated[int, typer.Option(help="Which questions.", min=0)] = 404,
+    work: Annotated[Path, typer.Option(help="Where scores of single checkpoints are kept.", file_okay=False)] = Path(
+        "runs/studies/learning-state"
+    ),
+) -> None:
+    """When heads begin to look in training, how many and where, in runs of whatever seed, size and family."""
+    from introspect_probes.studies.curves_table import head_curves_table
+    from introspect_probes.studies.head_curves import head_curves as run
+
+    typer.echo(head_curves_table(run(out, runs, heads=heads, work=work, seed=seed)))

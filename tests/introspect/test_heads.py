@@ -34,7 +34,7 @@ def test_a_score_is_hit_times_image_mass_over_evidence_tokens(tiny_llava: TinyMo
     engine = Engine(tiny_llava.loaded)
     cases = [case(seed) for seed in range(4)]
     tokens = tiny_llava.loaded.tokenizer("blue 7", add_special_tokens=False).input_ids
-    expected = np.zeros((5, 8))
+    expected, hits = np.zeros((5, 8)), np.zeros((5, 8))
     for one in cases:
         request = Request.ask("r", one.question, one.image, sampling=SamplingParams(max_tokens=len(tokens)))
         steps = engine.score([request], [tokens])[0]
@@ -43,8 +43,12 @@ def test_a_score_is_hit_times_image_mass_over_evidence_tokens(tiny_llava: TinyMo
         inside = [first + 12 * row + column for row in range(4) for column in range(4, 8)]
         heads = steps[len(tokens) - 1].heads  # the digit is the last token; this query predicts it
         assert heads is not None
-        expected += np.isin(heads.image_argmax_position, inside) * heads.mass[..., Segment.IMAGE] / 16
+        hit = np.isin(heads.image_argmax_position, inside)
+        expected += hit * heads.mass[..., Segment.IMAGE] / 16
+        hits += hit
     found = score_heads(engine, cases)
+    np.testing.assert_array_equal(found.hit_rates, hits / 4)
+    assert found.facts["best_hit_rate"] == hits.max() / 4
     np.testing.assert_allclose(found.scores, expected / expected.sum(), rtol=1e-4, atol=1e-7)
     assert found.scores.sum() == pytest.approx(1)
     assert found.facts["tokens"] == 4

@@ -40,8 +40,9 @@ def score_heads(engine: Engine, cases: Iterable[HeadCase], *, progress: Callable
         progress: told the number of cases of each batch that is done.
 
     Returns:
-        Scores with the sum 1; `facts` hold `tokens` and `cases` that were scored, `hit_rate` (share of scored tokens whose
-        evidence the best head looked at) and `stability` (Spearman's rank correlation over heads between the two halves).
+        Scores with the sum 1, and each head's hit rate; `facts` hold `tokens` and `cases` that were scored, `best_hit_rate` (share of
+        scored tokens whose evidence the best head looked at) and `stability` (Spearman's rank correlation over heads between the two
+        halves).
 
     Raises:
         HeadScoresError: nothing could be scored.
@@ -75,7 +76,7 @@ def score_heads(engine: Engine, cases: Iterable[HeadCase], *, progress: Callable
         "best_hit_rate": round(float(hits.max() / counts.sum()), 4),
         "stability": {"spearman": round(rank_correlation(sums[0], sums[1]), 4), "tokens": counts.tolist()},
     }
-    return VisualHeads(whole / whole.sum(), loaded.fingerprint, facts)
+    return VisualHeads(whole / whole.sum(), loaded.fingerprint, facts, hits / counts.sum())
 
 
 def _forced(engine: Engine, cases: Sequence[HeadCase]) -> Iterator[tuple[HeadCase, EncodedPrompt, list[StepTrace], list[tuple[int, int]]]]:

@@ -24,11 +24,14 @@ class VisualHeads:
         scores: `float64 [layers, heads]`, not negative, with the sum 1.
         fingerprint: of the model they were measured on.
         facts: everything else that the file says: cases, stability, provenance.
+        hit_rates: `float64 [layers, heads]`, the share of scored tokens whose evidence each head looked at most; `None` where
+            scores were read from a file, which says it of the best head only.
     """
 
     scores: NDArray[np.float64]
     fingerprint: str
     facts: dict[str, Any]
+    hit_rates: NDArray[np.float64] | None = None
 
     def per_kv_head(self, num_kv_heads: int) -> NDArray[np.float64]:
         """`[layers, num_kv_heads]`: sums over the query heads that share a KV head (SparseMM, appendix A.1)."""
