@@ -1,7 +1,9 @@
 """Events to a Redis stream, so that nothing that makes them ever waits.
 
 Publishing appends to a bounded queue in memory. One task writes it out in
-pipelined batches and tries again when the server is away. Where the queue is
+pipelined batches and tries again when the server is away. An event waits a
+moment for others to share its pipeline with, for one of one event takes nearly as
+long as one of ten; but nothing waits that somebody waits for. Where the queue is
 full the oldest *step* event is dropped; alerts, completions and all others are
 kept and delivered after recovery. All of it is counted.
 
@@ -11,9 +13,9 @@ Only commands of Redis 6.2 and Valkey are used.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 from collections import Counter, deque
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -29,7 +31,10 @@ from introspect_service.events import STREAM_KEY
 logger = logging.getLogger(__name__)
 
 BATCH = 64
-"""Most entries in one pipeline."""
+"""Most entries in one pipeline; where so many wait, they go at once."""
+
+LINGER_SECONDS = 0.05
+"""How long an event waits for others at most, where nobody is in a hurry for it."""
 
 KEPT_LIMIT, KEPT_BYTES = 20_000, 64_000_000
 """How many events other than steps may wait, and how large all of them together, about: hours of an outage. Beyond it the
@@ -52,11 +57,21 @@ class BusCounters:
 
 
 class Delivery:
-    """What became of one event."""
+    """What became of one event.
 
-    def __init__(self) -> None:
+    Args:
+        hurry: has the event written at once.
+    """
+
+    def __init__(self, hurry: Callable[[], None]) -> None:
+        self._hurry = hurry
         self._settled = asyncio.Event()
         self._confirmed = False
+
+    def hurry(self) -> None:
+        """Have the event written at once, with all that came before it."""
+        if not self._settled.is_set():
+            self._hurry()
 
     def settle(self, *, confirmed: bool) -> None:
         """Say that the server confirmed the event, or that it never will."""
@@ -64,7 +79,8 @@ class Delivery:
         self._settled.set()
 
     async def confirmed(self, seconds: float) -> bool:
-        """Whether the server confirms the event within `seconds`."""
+        """Whether the server confirms the event within `seconds`; it is written at once."""
+        self.hurry()
         with suppress(TimeoutError):
             await asyncio.wait_for(self._settled.wait(), seconds)
         return self._confirmed
@@ -121,7 +137,7 @@ class OffBus:
 
     def publish(self, event: Publishable) -> Delivery:  # noqa: ARG002 - the protocol's
         """Drop the event: the stream is switched off."""
-        delivery = Delivery()
+        delivery = Delivery(lambda: None)
         delivery.settle(confirmed=False)
         return delivery
 
@@ -160,7 +176,9 @@ class RedisBus:
         self._kept: deque[_Entry] = deque()
         self._kept_bytes = 0
         self._in_flight: list[_Entry] = []
-        self._order = itertools.count()
+        self._taken = self._due = 0
+        """Events taken so far, and how many of these are to be written at once."""
+        self._timer: asyncio.TimerHandle | None = None
         self._wake, self._idle = asyncio.Event(), asyncio.Event()
         self._idle.set()
         self._writer: asyncio.Task[None] | None = None
@@ -179,7 +197,8 @@ class RedisBus:
     def publish(self, event: Publishable) -> Delivery:
         """Take an event; returns at once. Call it on the event loop."""
         fields = event.to_fields()
-        entry = _Entry(next(self._order), dict(fields.items()), Delivery(), _OBJECT_BYTES + sum(map(len, fields.values())))
+        entry = _Entry(self._taken, dict(fields.items()), Delivery(self._hurry), _OBJECT_BYTES + sum(map(len, fields.values())))
+        self._taken += 1
         if event.droppable:
             if len(self._steps) >= self._queue_length:
                 self._drop(self._steps.popleft(), "step_overflow")
@@ -189,9 +208,23 @@ class RedisBus:
                 self._drop(self._take_kept(), "kept_overflow")
             self._kept.append(entry)
             self._kept_bytes += entry.size
-        self._wake.set()
         self._idle.clear()
+        if len(self._steps) + len(self._kept) >= BATCH:
+            self._hurry()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(LINGER_SECONDS, self._hurry)
         return entry.delivery
+
+    def _hurry(self) -> None:
+        """Have everything that was taken so far written at once."""
+        self._stop_timer()
+        self._due = self._taken
+        self._wake.set()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _take_kept(self) -> _Entry:
         entry = self._kept.popleft()
@@ -215,11 +248,13 @@ class RedisBus:
     async def close(self, seconds: float = TIMEOUT_SECONDS) -> None:
         """Write out what waits, for at most `seconds`, and stop; what is left is counted as dropped."""
         if self._writer is not None:
+            self._hurry()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), seconds)
             self._writer.cancel()
             with suppress(asyncio.CancelledError):
                 await self._writer
+        self._stop_timer()
         left = [*self._in_flight, *self._kept, *self._steps]
         for entry in left:
             entry.delivery.settle(confirmed=False)
@@ -234,7 +269,8 @@ class RedisBus:
             self._fill()
             if not self._in_flight:
                 self._wake.clear()
-                self._idle.set()
+                if not self.waiting:
+                    self._idle.set()
                 continue
             problem = await self._send()
             if problem is None:
@@ -247,10 +283,14 @@ class RedisBus:
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _fill(self) -> None:
-        """Move entries from the two lines into the batch, in the order in which they came."""
+        """Move entries from the two lines into the batch, in the order in which they came; none where none is to go yet."""
+        if not self._in_flight and min((line[0].order for line in (self._steps, self._kept) if line), default=self._due) >= self._due:
+            return
         while len(self._in_flight) < BATCH and (self._steps or self._kept):
             from_steps = self._steps and (not self._kept or self._steps[0].order < self._kept[0].order)
             self._in_flight.append(self._steps.popleft() if from_steps else self._take_kept())
+        if not self._steps and not self._kept:
+            self._stop_timer()
 
     async def _send(self) -> Exception | None:
         """Write the batch; what the server did not confirm stays in it. The first problem, if there was one."""

@@ -140,7 +140,7 @@ class AnswerPublisher:
                 kind=kind,
                 probe_set=self._probe_set,
             )
-        )
+        ).hurry()
 
     def _flush(self) -> None:
         if self._timer is not None:

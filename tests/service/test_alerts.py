@@ -31,11 +31,12 @@ class Kept(OffBus):
 
     def __init__(self):
         super().__init__()
-        self.events = []
+        self.events, self.hurried = [], []
 
     def publish(self, event):
-        self.events.append(SignalEvent.from_fields(event.to_fields()))  # as a consumer reads it
-        return Delivery()
+        kept = SignalEvent.from_fields(event.to_fields())  # as a consumer reads it
+        self.events.append(kept)
+        return Delivery(lambda: self.hurried.append(kept.type))
 
 
 def told(risks, whole, *, kind="claim", threshold=0.5):
@@ -50,6 +51,7 @@ def told(risks, whole, *, kind="claim", threshold=0.5):
     closing = StepTrace(PROMPT, len(risks), 9, -1, "", False, None, None, "stop")
     signal = AnswerSignal(0.5, whole, None, (), True, "probes-1", 0.9, None, {})
     publisher.hear(Ended(PROMPT, "".join(WORDS[: len(risks)]), "", len(risks), "stop", signal, 1.0, closing))
+    assert bus.hurried == [event.type for event in bus.events if isinstance(event.data, AlertData)], "they and nothing else"
     return [event.data for event in bus.events]
 
 

@@ -63,6 +63,68 @@ async def test_events_arrive_in_order_and_are_confirmed(bus, server):
     assert bus.waiting == 0
 
 
+@pytest.fixture
+def patient(monkeypatch):
+    """No event goes by itself in the time of a test."""
+    monkeypatch.setattr(bus_module, "LINGER_SECONDS", 600.0)
+
+
+def reads(url):
+    """How often the server has read from any client so far."""
+    with Redis.from_url(url) as client:
+        return client.info("stats")["total_reads_processed"]
+
+
+async def test_an_event_goes_by_itself_after_a_moment(bus, server):
+    bus.publish(event(0))
+    await until(lambda: not bus.waiting)
+    assert stored(server.connection_url) == [0]
+
+
+@pytest.mark.usefixtures("patient")
+async def test_events_of_several_answers_share_a_pipeline_and_what_is_awaited_goes_at_once_with_them(bus, server):
+    url = server.connection_url
+    await bus.publish(event(0)).confirmed(5)
+    first, before = reads(url), reads(url)  # to ask takes reads too
+    for number in range(1, 20):
+        bus.publish(event(number, step=number % 4 > 0, subject=f"c{number % 3}"))
+        await asyncio.sleep(0)
+    last = bus.publish(event(20))
+    assert bus.waiting == 20
+    assert await last.confirmed(5)
+    assert reads(url) - before == before - first + 1
+    assert stored(url) == list(range(21))
+    behind = bus.publish(event(21))
+    await asyncio.sleep(0.01)
+    assert not behind._settled.is_set(), "nobody is in a hurry for it"
+    behind.hurry()
+    await until(lambda: not bus.waiting)
+
+
+@pytest.mark.usefixtures("patient")
+async def test_a_full_batch_goes_at_once_and_so_does_the_rest_when_the_bus_closes(bus, server):
+    for number in range(bus_module.BATCH + 5):
+        bus.publish(event(number, step=False))
+        if number == bus_module.BATCH - 1:
+            await until(lambda: not bus.waiting)
+    await asyncio.sleep(0.01)
+    assert bus.waiting == 5
+    await bus.close(5)
+    assert stored(server.connection_url) == list(range(bus_module.BATCH + 5))
+    assert not bus.counters.dropped
+
+
+@pytest.mark.usefixtures("patient")
+async def test_what_came_before_an_outage_ended_goes_without_waiting_for_more(bus, server):
+    server.stop()
+    last = [bus.publish(event(number, step=False)) for number in range(2 * bus_module.BATCH + 3)][-1]
+    last.hurry()
+    await until(lambda: not bus.connected)
+    server.start()
+    await until(lambda: not bus.waiting)
+    assert last._confirmed
+
+
 async def test_through_an_outage_steps_are_dropped_first_and_the_rest_is_delivered_after_it(bus, server, caplog):
     await bus.publish(event(0)).confirmed(5)
     url = server.connection_url
