@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from introspect.detokenizing import Detokenizer
 from introspect.errors import IntrospectError, RequestError
@@ -35,6 +37,7 @@ class Answer:
         text: what they say, as far as it is sure.
         finish: set once only its reading row is still to come.
         keeps: whether its entries stay when it has ended, for the next turn.
+        columns: of each of its queries, what the entries that it completes have received, where that is wanted; see `introspect.influence`.
     """
 
     prompt: EncodedPrompt
@@ -48,6 +51,7 @@ class Answer:
     text: str = ""
     finish: FinishReason | None = None
     keeps: bool = False
+    columns: list[NDArray[np.float32]] = field(default_factory=list)
     _draw: float | None = None
     _said: Detokenizer | None = None
 

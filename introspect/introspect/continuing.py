@@ -61,13 +61,14 @@ def take_up(loaded: LoadedModel, pool: SlotPool, limits: Limits, answer: Answer,
     appended = prompt.length - common + prompt.request.sampling.max_tokens
     is_bounded = get_policy(prompt.request.budget.policy).needs_budget and appended > limits.slack
     slack = limits.slack if is_bounded else appended
-    pool.track(runs, is_bounded)
+    is_tracked = is_bounded or prompt.request.influence
+    pool.track(runs, is_tracked)
     pool.resize(runs, runs.length.cpu() + slack)
     fed = prompt.length - common
     mean = float(runs.length[list(loaded.budgeted)].float().mean()) + (fed - 1) % slack + 1
     answer.at, answer.runs, answer.room = common, runs, slack
     answer.info = _info(last, prompt, mean)
-    return Need(slack, is_bounded, runs.slots)
+    return Need(slack, is_bounded, runs.slots, is_tracked)
 
 
 def _info(last: Answer, prompt: EncodedPrompt, mean: float) -> PromptInfo | None:

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from introspect.answer import Answer
 from introspect.attention import DecodePass, active
@@ -42,20 +44,25 @@ class HeadTensors(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """What a step leaves on the device: see `measure`, and each lane's head statistics where it wants them."""
+    """What a step leaves on the device: see `measure`; and each lane's head statistics and received sums where it wants them."""
 
     ids: torch.Tensor
     reals: torch.Tensor
     heads: tuple[HeadTensors | None, ...]
+    received: tuple[torch.Tensor | None, ...]
 
 
 @dataclass(frozen=True)
 class Step:
-    """What a decode step gave each answer: a token, the statistics of its distribution, and the heads' where it wants them."""
+    """What a decode step gave each answer: a token, the statistics of its distribution, and where it wants them two more.
+
+    These are the heads' statistics and what the entries that the step completes have received (`Lane.received`).
+    """
 
     tokens: list[int]
     logits: list[LogitStats]
     heads: list[HeadRow | None]
+    received: list[NDArray[np.float32] | None]
 
 
 class DecodeStep:
@@ -150,29 +157,33 @@ class DecodeStep:
             drawing = Drawing(*self._drawing.unbind(1)) if samples else None
             ids, reals = measure(logprobs, choose(logprobs, forced if forces else None, drawing))
             heads = tuple(pack_heads(decode.stats[n]) if n in decode.stats else None for n in range(len(self.lanes)))
+            received = tuple(lane.received() if lane.wants_influence else None for lane in self.lanes)
         except Exception:
             for lane in self.lanes:
                 lane.undo()
             raise
-        return Outputs(ids, reals, heads)
+        return Outputs(ids, reals, heads, received)
 
     def read(self, outputs: Outputs) -> Step:
         """Bring a step's results to the host: all copies are under way before it waits."""
         ids, reals = (tensor.to("cpu", non_blocking=True) for tensor in outputs[:2])
         copied = [found and HeadTensors(*(tensor.to("cpu", non_blocking=True) for tensor in found)) for found in outputs.heads]
+        columns = [None if found is None else found.to("cpu", non_blocking=True) for found in outputs.received]
         if outputs.ids.is_cuda:
             torch.cuda.current_stream(outputs.ids.device).synchronize()
         all_ids, all_reals = ids.tolist(), reals.tolist()
         tokens: list[int] = []
         logits: list[LogitStats] = []
         heads: list[HeadRow | None] = []
-        for lane, found in zip(self.lanes, copied, strict=True):
+        received: list[NDArray[np.float32] | None] = []
+        for lane, found, sums in zip(self.lanes, copied, columns, strict=True):
             used = len(lane.answers)
             rows = range(lane.rows.start, lane.rows.start + used)
             tokens += [all_ids[row][0] for row in rows]
             logits += [logit_stats(all_ids[row], all_reals[row]) for row in rows]
             heads += head_rows(found)[:used] if found is not None else [None] * used
-        return Step(tokens, logits, heads)
+            received += list(sums.numpy()[:used]) if sums is not None else [None] * used
+        return Step(tokens, logits, heads, received)
 
 
 def pack_heads(layers: Sequence[PackedStats]) -> HeadTensors:

@@ -7,18 +7,20 @@ from collections.abc import Sequence
 import torch
 
 from introspect.answer import Answer
+from introspect.influence import LAGS, column_sums
 from introspect.pool import Runs, SlotPool
 from introspect_kernels import Arena
 
-Wants = tuple[bool, bool]
-"""Whether an answer's next step is to give head statistics, and whether it keeps received attention."""
+Wants = tuple[bool, bool, bool]
+"""Whether an answer's next step is to give head statistics, whether it keeps received attention, and whether it tells of that."""
 
 _NO_WINDOW = 2**31 - 1
 
 
 def wants(answer: Answer) -> Wants:
     """What an answer wants of its next step."""
-    return answer.prompt.request.signals and not answer.is_feeding, answer.runs is not None and answer.runs.tracked
+    request, tracked = answer.prompt.request, answer.runs is not None and answer.runs.tracked
+    return request.signals and not answer.is_feeding, tracked, tracked and request.influence and not answer.is_feeding
 
 
 class Lane:
@@ -37,13 +39,14 @@ class Lane:
 
     def __init__(self, pool: SlotPool, wanted: Wants, rows: slice, windows: Sequence[int | None], parking: Runs | None = None) -> None:
         self.rows, self.answers = rows, list[Answer]()
-        self.wants_stats, self._tracked = wanted
+        self.wants_stats, self._tracked, self.wants_influence = wanted
         self._pool, self._runs, self._parking = pool, list[Runs](), parking
         layers, heads, device = *pool.shape, pool.device
         shape = (layers, rows.stop - rows.start, heads)
         self._start, self._length, self._capacity, self._over = (torch.zeros(shape, dtype=torch.int32, device=device) for _ in range(4))
         self._first = self._start
         self._slot = self._start.long()
+        self._lags = torch.tensor(LAGS, dtype=torch.int32, device=device)
         self._alive = torch.zeros(shape[1], 1, dtype=torch.int32, device=device)
         self._position, self._segment = (torch.zeros(shape[1:], dtype=dtype, device=device) for dtype in (torch.int32, torch.uint8))
         sizes = [_NO_WINDOW if window is None else window for window in windows]
@@ -98,6 +101,11 @@ class Lane:
             arena.received.index_fill_(0, slots, 0)
             arena.queries.index_fill_(0, slots, 0)
         return arena
+
+    def received(self) -> torch.Tensor:
+        """What the entries that the step completes have received, `[rows, 2, layers, kv_heads]`; see `column_sums`."""
+        arenas = [self._pool.arena(layer, *parts, tracked=True) for layer, parts in enumerate(self._parts)]
+        return column_sums(arenas, self._slot, self._position, self._lags)
 
     def write_back(self) -> None:
         """Tell each answer's runs how long they have become; they may have moved since they were taken up."""

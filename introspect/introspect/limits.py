@@ -60,11 +60,13 @@ class Need:
         slack: slots of each run for entries to come.
         is_bounded: whether the answer may outgrow them, so that its runs are re-budgeted when they are full.
         slots: of all its runs.
+        is_tracked: whether what its entries receive is kept.
     """
 
     slack: int
     is_bounded: bool
     slots: int
+    is_tracked: bool
 
 
 def need_of(loaded: LoadedModel, prompt: EncodedPrompt, limits: Limits) -> Need:
@@ -75,7 +77,7 @@ def need_of(loaded: LoadedModel, prompt: EncodedPrompt, limits: Limits) -> Need:
     slack = limits.slack if is_bounded else appended
     keep = min(kept_entries(request.budget, prompt.length) - 1, tokens)
     entries = sum(slack + (keep if window is None else min(window - 1, tokens)) for window in loaded.windows)
-    return Need(slack, is_bounded, entries * loaded.num_kv_heads)
+    return Need(slack, is_bounded, entries * loaded.num_kv_heads, is_bounded or request.influence)
 
 
 def slot_bytes(loaded: LoadedModel, *, tracked: bool) -> int:
@@ -87,7 +89,7 @@ def slot_bytes(loaded: LoadedModel, *, tracked: bool) -> int:
 
 def bytes_of(loaded: LoadedModel, needs: Sequence[Need]) -> int:
     """KV memory of requests that run together; where one is tracked, all slots are."""
-    return sum(need.slots for need in needs) * slot_bytes(loaded, tracked=any(need.is_bounded for need in needs))
+    return sum(need.slots for need in needs) * slot_bytes(loaded, tracked=any(need.is_tracked for need in needs))
 
 
 def check_fits(loaded: LoadedModel, need: Need, limits: Limits) -> None:

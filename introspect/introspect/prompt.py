@@ -89,12 +89,14 @@ def encoded_from_inputs(
     """An encoded prompt from a processor's output for one request and the origin of each token.
 
     Raises:
-        RequestError: prompt and answer are longer than the context.
+        RequestError: prompt and answer are longer than the context, or the request contradicts itself.
     """
     token_ids = inputs["input_ids"][0]
     length = int(token_ids.shape[0])
     if length < 2:
         raise RequestError(f"a prompt needs at least two tokens, got {length}")
+    if request.influence and not request.signals:
+        raise RequestError("influence is told beside the head statistics: ask with signals, or without influence")
     if length + request.sampling.max_tokens > loaded.max_context:
         raise RequestError(
             f"prompt of {length} tokens and answer of up to {request.sampling.max_tokens} exceed the context of {loaded.max_context}; "

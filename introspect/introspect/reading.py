@@ -20,7 +20,7 @@ class Reading:
             [answer.prompt for answer in answers],
             pool,
             slack=[need.slack for need in needs],
-            tracked=[need.is_bounded for need in needs],
+            tracked=[need.is_tracked for need in needs],
             chunk=chunk,
         )
         self._steps = Stepwise(self.work.run)

@@ -9,10 +9,14 @@ from dataclasses import replace
 from itertools import groupby
 from typing import cast
 
+import numpy as np
+from numpy.typing import NDArray
+
 from introspect.answer import Answer
 from introspect.continuing import common_prefix, take_up
 from introspect.decoding import DecodeStep, Step, StepShape
 from introspect.forward import Forward
+from introspect.influence import influence, last_sums
 from introspect.lanes import wants
 from introspect.limits import Limits, Need, bytes_of, check_fits, need_of
 from introspect.loading import LoadedModel
@@ -183,7 +187,7 @@ class Scheduler:
             return True
         needs = [self._needs[answer] for answer in (*self._running, *group)]
         if self._captures:
-            needs.append(Need(1, False, self._loaded.num_layers * self._loaded.num_kv_heads))  # what is parked
+            needs.append(Need(1, False, self._loaded.num_layers * self._loaded.num_kv_heads, False))  # what is parked
         return bytes_of(self._loaded, needs) <= self._limits.kv_bytes
 
     def _read(self, reading: Reading) -> list[Event]:
@@ -212,7 +216,7 @@ class Scheduler:
                 continue
             need, runs, info = self._needs[answer], cast("Runs", reader.runs), cast("PromptInfo", reader.info)
             try:
-                answer.runs = self._pool.copy(runs, need.slack, tracked=need.is_bounded)
+                answer.runs = self._pool.copy(runs, need.slack, tracked=need.is_tracked)
             except Exception:
                 logger.warning("request %s could not share a prefill", answer.prompt.request.id, exc_info=True)
                 return
@@ -288,6 +292,8 @@ class Scheduler:
                 if answer.at == answer.prompt.length - 1:  # from here on it may want statistics
                     self._write_back()
                 continue
+            if (columns := made.received[row]) is not None:
+                answer.columns.append(columns)
             try:
                 steps, over = answer.advance(self._loaded, made.tokens[row], made.logits[row], made.heads[row])
             except Exception as problem:
@@ -296,12 +302,21 @@ class Scheduler:
                 answer.keeps = False
                 ended.append(answer)
                 continue
-            events += [(answer, step) for step in steps]
             if over:
                 ended.append(answer)
+                if answer.columns:
+                    self._write_back()
+                    steps[-1] = replace(steps[-1], influence=self._influence(answer))
+            events += [(answer, step) for step in steps]
         if ended:
             self._leave(ended)
         return events
+
+    def _influence(self, answer: Answer) -> NDArray[np.float32]:
+        """What the tokens of an answer received from later ones; its runs know their lengths."""
+        runs, last = cast("Runs", answer.runs), answer.prompt.length + len(answer.columns) - 2
+        rest = last_sums([self._pool.of(layer, [runs], tracked=True) for layer in range(self._loaded.num_layers)], last)
+        return influence(answer.columns, rest, len(answer.tokens), self._loaded.num_heads // self._loaded.num_kv_heads)
 
     def _leave(self, answers: Sequence[Answer]) -> None:
         """Answers run no more; their memory is free."""

@@ -70,7 +70,8 @@ class Budget:
 class Request:
     """One generation to run.
 
-    Without `signals` no head statistics are computed: its steps' `heads` are `None`.
+    Without `signals` no head statistics are computed: its steps' `heads` are `None`. With `influence` the answer's
+    closing step tells what its tokens received from later ones, see `StepTrace`; it takes the statistics too.
     """
 
     id: str
@@ -78,6 +79,7 @@ class Request:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     budget: Budget = field(default_factory=Budget)
     signals: bool = True
+    influence: bool = False
 
     @property
     def question(self) -> str:
@@ -206,6 +208,8 @@ class StepTrace:
         logits: statistics of the distribution it was chosen from.
         heads: statistics of the query that predicted it; `None` where the request wants none.
         finish_reason: set on the closing step only.
+        influence: on the closing step of a request that asked for it, what each token of the answer received from later
+            ones: `float32 [tokens, layers, kv_heads]`, see `introspect.influence`; NaN where that does not exist.
     """
 
     prompt: PromptInfo
@@ -217,3 +221,4 @@ class StepTrace:
     logits: LogitStats | None
     heads: HeadRow | None
     finish_reason: FinishReason | None = None
+    influence: NDArray[np.float32] | None = None

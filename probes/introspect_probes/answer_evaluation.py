@@ -25,6 +25,7 @@ def evaluate_answers(fit: Table, test: Table, confidence: Floats, conditions: li
         inside = test.conditions == condition
         result[condition] = {
             **_compare(known_scores(scores, inside), labels[inside], test.groups[inside]),
+            "of_some": _of_some({name: value[inside] for name, value in scores.items()}, labels[inside], test.groups[inside]),
             "confidence": probability_metrics(confidence[inside], labels[inside], test.groups[inside], selective=True),
             "class_prior": probability_metrics(prior[inside], labels[inside]),
             "reliability": reliability(confidence[inside], labels[inside]),
@@ -46,6 +47,17 @@ def _compare(scores: dict[str, Floats], labels: NDArray[np.int64], groups: NDArr
     for base in (name for name in ("L", "L+H") if name in draws):
         difference = interval(draws["probe"][0] - draws[base][0], draws["probe"][1] - draws[base][1])
         result[f"probe_minus_{base}"] = difference.as_list()
+    return result
+
+
+def _of_some(scores: dict[str, Floats], labels: NDArray[np.int64], groups: NDArray[np.str_]) -> dict[str, Any]:
+    """Scores that some answers have and others have not, on those that do, with L and the probe on the same."""
+    result: dict[str, Any] = {}
+    for name, value in scores.items():
+        had = np.isfinite(value)
+        if not had.all() and len(np.unique(labels[had])) == 2:
+            same = {other: scores[other][had] for other in (name, "L", "probe")}
+            result[name] = {"answers": int(had.sum()), "auroc": _compare(same, labels[had], groups[had])["auroc"]}
     return result
 
 

@@ -43,6 +43,7 @@ def record(
     max_tokens: int = MAX_ANSWER_TOKENS,
     hidden: bool = False,
     samples: int = 0,
+    influence: bool = False,
     total: int | None = None,
 ) -> int:
     """Answer every case under every budget and store the labelled traces.
@@ -60,6 +61,7 @@ def record(
         max_tokens: longest answer.
         hidden: also keep the hidden states of every query, for the baseline L+H; they take more room than all else.
         samples: also draw this many answers for each and keep the share that agrees, for the baseline self-consistency.
+        influence: also keep what each token received from later ones, for FAI; makes decode steps dearer.
         total: number of cases, for the progress bar.
 
     Returns:
@@ -79,7 +81,7 @@ def record(
         for batch in _batches(((c, budget_for(c.id, b)) for c in cases for b in budgets), batch_size):
             fresh = [(case, budget) for case, budget in batch if trace_id(case, budget) not in done]
             if fresh:
-                traces = answer_cases(engine, fresh, max_tokens, matches, hidden=hidden)
+                traces = answer_cases(engine, fresh, max_tokens, matches, hidden=hidden, influence=influence)
                 if samples:
                     traces = with_agreement(engine, fresh, traces, samples, max_tokens)
                 if interventions:
@@ -111,9 +113,10 @@ def answer_cases(
     matches: Matcher = normalised,
     *,
     hidden: bool = False,
+    influence: bool = False,
 ) -> list[Trace]:
-    """Answer cases together and judge the answers; with `hidden`, keep the queries' hidden states."""
-    requests = [request_of(case, budget, max_tokens) for case, budget in pairs]
+    """Answer cases together and judge the answers; with `hidden`, keep the queries' hidden states, with `influence` FAI's sums."""
+    requests = [replace(request_of(case, budget, max_tokens), influence=influence) for case, budget in pairs]
     steps: dict[str, list[StepTrace]] = {request.id: [] for request in requests}
     keeping: AbstractContextManager[HiddenRows] = hidden_states(engine.loaded) if hidden else nullcontext({})
     with keeping as states:

@@ -3,7 +3,8 @@
 Statistics of the heads are stored once per query row: row t is the producing
 row of token t and the reading row of token t - 1. Log-sum-exp and distances
 are fp32, indices int32, everything else fp16; -1 marks an absent index and NaN
-an absent value.
+an absent value. What tokens received from later ones (`head_influence`, tokens by layers by KV heads) is there where the
+requests asked for it; older traces do not have the column.
 """
 
 from __future__ import annotations
@@ -243,7 +244,7 @@ def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
         yield row | {name: cell.values.to_numpy(zero_copy_only=False) if cell.is_valid else None for name, cell in cells.items()}
 
 
-_LATER = {"picture", "expected", "agreement", "head_hidden"}
+_LATER = {"picture", "expected", "agreement", "head_hidden", "head_influence"}
 _CLAIM = pa.struct(
     [
         ("token", pa.int32()), ("start", pa.int32()), ("end", pa.int32()), ("kind", pa.string()), ("label", pa.int8()),
@@ -262,13 +263,14 @@ _SCHEMA = pa.schema(
         ("margin", pa.list_(pa.float32())), ("top_ids", pa.list_(pa.int32())), ("top_logprobs", pa.list_(pa.float32())),
         ("finish_reason", pa.string()), ("claims", pa.list_(_CLAIM)), ("picture", pa.binary()),
         ("expected", pa.string()), ("agreement", pa.float32()), ("head_hidden", pa.list_(pa.float16())),
+        ("head_influence", pa.list_(pa.float16())),
         *[pa.field(f"head_{name}", pa.list_(pa.from_numpy_dtype(head_dtype(name)))) for name in HEAD_FIELDS],
     ]
 )  # fmt: skip
 
 
 def _row(trace: Trace) -> dict[str, Any]:
-    prompt, budget = trace.prompt, trace.prompt.budget
+    prompt, budget, influence = trace.prompt, trace.prompt.budget, trace.steps[-1].influence
     tokens = [s for s in trace.steps if s.logits is not None]
     heads = [s.heads for s in trace.steps if s.heads is not None]
     logits = [s.logits for s in tokens if s.logits is not None]
@@ -289,6 +291,7 @@ def _row(trace: Trace) -> dict[str, Any]:
         "expected": trace.expected,
         "agreement": trace.agreement,
         "head_hidden": None if trace.hidden is None else trace.hidden.astype(np.float16).ravel(),
+        "head_influence": None if influence is None else influence.astype(np.float16).ravel(),
         "claims": [
             {
                 "token": c.token, "start": c.start, "end": c.end, "kind": c.kind, "label": c.label, "evidence": list(c.evidence),
@@ -355,7 +358,9 @@ def _steps(row: dict[str, Any], prompt: PromptInfo, shape: dict[str, int]) -> It
             prompt, t, row["positions"][t], row["tokens"][t], row["texts"][t], row["special"][t], logits, heads[t] if heads else None
         )
     closing = heads[count] if len(heads) > count else None
-    yield StepTrace(prompt, count, row["positions"][-1] + 1, -1, "", True, None, closing, row["finish_reason"])
+    found = row.get("head_influence")
+    influence = None if found is None else found.astype(np.float32).reshape(count, shape["layers"], shape["kv_heads"])
+    yield StepTrace(prompt, count, row["positions"][-1] + 1, -1, "", True, None, closing, row["finish_reason"], influence)
 
 
 def _head_rows(row: dict[str, Any], shape: dict[str, int]) -> list[HeadRow]:

@@ -35,6 +35,9 @@ class Words:
     def __init__(self, steps: Sequence[StepTrace]) -> None:
         steps = [replace(s, logits=None) if s.is_special else s for s in steps]
         self.prompt = steps[0].prompt
+        told = steps[-1].influence
+        self.influence = None if told is None else told[[s.index for s in steps if s.logits is not None]]
+        """What the words received from later ones, `[words, layers, kv_heads]`; `None` where it was not kept."""
         self.logits = [s.logits for s in steps if s.logits is not None]
         predicting = [s for s in steps if s.heads is not None and s.logits is not None]
         self.token_ids = np.array([s.token_id for s in predicting])
@@ -191,6 +194,25 @@ def waad(words: Words, share: float = 0.3) -> float:
     return float(near.reshape(len(near), -1)[:, local].mean())
 
 
+def future_attention_influence(words: Words, share: float = 0.3) -> float:
+    """FAI (arXiv 2510.13554): mean attention on a word from those 10 to 50 tokens later, in the global heads, mean over words.
+
+    Global are the `share` of heads that look farthest back. The paper has single query heads; here a head is a KV head, and its
+    attention and distance are means over the query heads that share it. The paper claims nothing of right and wrong answers:
+    the sign is that of PAS, an answer that leans on itself. NaN where no word has one that comes ten tokens later, or where
+    none was kept; layers with a window that is too short have none and are left out.
+    """
+    if words.influence is None or not np.isfinite(words.influence).any():
+        return float("nan")
+    values = words.influence.reshape(len(words.influence), -1)
+    _, layers, kv_heads = words.influence.shape
+    far = words.reading("mean_distance").mean(0).reshape(layers, kv_heads, -1).mean(-1).ravel()
+    known = np.flatnonzero(np.isfinite(values).any(0))
+    chosen = known[np.argsort(-far[known], kind="stable")[: max(1, round(share * known.size))]]
+    whole = np.isfinite(values[:, chosen]).all(1)
+    return float(values[whole][:, chosen].mean()) if whole.any() else float("nan")
+
+
 def window_retention(words: Words) -> float:
     """Share of the prompt window's attention that the budget kept, mean over KV heads and segments; 1 for a whole cache."""
     retention = words.prompt.retention
@@ -231,14 +253,14 @@ SCORES: dict[str, Estimator] = {
     "attention_score": Estimator("AttentionScore", "LLM-Check, NeurIPS 2024", 1, attention_score),
     "rauq": Estimator("RAUQ", "arXiv 2505.20045", -1, rauq),
     "waad": Estimator("WAAD", "arXiv 2510.13554", -1, waad),
+    "fai": Estimator("FAI", "arXiv 2510.13554", -1, future_attention_influence),
     "retrieval_share": Estimator("retrieval share", "retrieval heads, arXiv 2404.15574", 1, retrieval_share),
     "image_output_share": Estimator("image output share", "VHD's question, arXiv 2412.13949", 1, image_output_share),
     "head_consensus": Estimator("head consensus", "this project", 1, head_consensus),
     "attention_entropy": Estimator("attention entropy", "this project", -1, attention_entropy),
     "window_retention": Estimator("window retention", "this project", 1, window_retention),
 }
-"""Every score by its name. FAI (arXiv 2510.13554) is not among them: it needs the attention that each generated token received
-later, which steps do not carry."""
+"""Every score by its name. FAI is told where requests asked for it (`Request.influence`); a decode step is dearer then."""
 
 
 @dataclass

@@ -54,6 +54,7 @@ def record(
     max_tokens: Annotated[int, typer.Option(help="Longest answer.", min=1)] = 96,
     hidden: Annotated[bool, typer.Option("--hidden", help="Also keep hidden states (fp16), for the baseline L+H; large.")] = False,
     samples: Annotated[int, typer.Option(help="Also draw this many answers for each, for the baseline self-consistency.", min=0)] = 0,
+    influence: Annotated[bool, typer.Option("--influence", help="Also keep what tokens receive from later ones, for FAI.")] = False,
 ) -> None:
     """Answer labelled cases and store what every head did."""
     from introspect.engine import Engine
@@ -69,7 +70,7 @@ def record(
         total = n if world is not None else None
         written = run(
             chosen, engine, out, budgets=budgets, interventions=interventions, matcher=match, batch_size=batch_size, max_tokens=max_tokens,
-            hidden=hidden, samples=samples, total=total,
+            hidden=hidden, samples=samples, influence=influence, total=total,
         )  # fmt: skip
     except ValueError as problem:
         fail(str(problem))

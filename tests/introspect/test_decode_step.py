@@ -41,10 +41,11 @@ def ready(tiny: TinyModel, seeds: range) -> tuple[SlotPool, list[Answer]]:
     return pool, answers
 
 
-def step_of(tiny: TinyModel, pool: SlotPool, answers: list[Answer], rows: int) -> DecodeStep:
+def step_of(tiny: TinyModel, pool: SlotPool, answers: list[Answer], rows: int, *, influence: bool = False) -> DecodeStep:
     """One lane of so many rows, some of them idle."""
     for answer in answers:
-        pool.track(answer.runs, False)  # type: ignore[arg-type]
+        pool.track(answer.runs, influence)  # type: ignore[arg-type]
+        answer.prompt = replace(answer.prompt, request=replace(answer.prompt.request, influence=influence))
     forward = Forward(tiny.loaded, record_after=None)
     step = DecodeStep(tiny.loaded, forward, pool, ((wants(answers[0]), rows),), parking=pool.park())
     step.fill([answers])
@@ -103,16 +104,22 @@ def fake_attention(
     return out, PackedStats(*packed) if stats else None
 
 
-def test_the_host_reads_no_value_in_any_family(family: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("influence", [False, True])
+def test_the_host_reads_no_value_in_any_family(family: TinyModel, monkeypatch: pytest.MonkeyPatch, influence: bool) -> None:
     monkeypatch.setattr(attention, "run", fake_attention)
     pool, answers = ready(family, range(3))
-    step = step_of(family, pool, answers, 4)
+    step = step_of(family, pool, answers, 4, influence=influence)
     step.load()
     with torch.inference_mode(), FakeTensorMode(allow_non_fake_inputs=True):
         outputs = step.compute(True, True)
     assert outputs.ids.shape[0] == outputs.reals.shape[0] == 4
     assert outputs.heads[0] is not None
     assert outputs.heads[0].mass.shape == (4, family.loaded.num_layers, family.loaded.num_heads, 6)
+    if influence:
+        assert outputs.received[0] is not None
+        assert outputs.received[0].shape == (4, 2, family.loaded.num_layers, family.loaded.num_kv_heads)
+    else:
+        assert outputs.received == (None,)
 
 
 def test_a_value_that_the_host_reads_is_noticed(tiny_llava: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,6 +147,9 @@ class Counted(captured.Captured[Any]):
 def test_a_batch_with_idle_rows_answers_as_one_without(tiny: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests join, leave and are re-budgeted in steps of 1, 2 and 4 rows that are kept from batch to batch."""
     prompts = [tiny.prompt(seed, max_tokens=3 + 5 * (seed % 3), budget=Budget("random", ratio=0.4, seed=seed)) for seed in range(5)]
+    prompts[1] = replace(
+        prompts[1], request=replace(prompts[1].request, influence=True, budget=Budget(), sampling=SamplingParams(max_tokens=14))
+    )
     prompts[2] = replace(prompts[2], request=replace(prompts[2].request, signals=False))
     engine = Engine(tiny.loaded, max_batch=4, slack=6)
     alone = [list(Engine(tiny.loaded, slack=6).generate_encoded([prompt])) for prompt in prompts]
@@ -167,6 +177,9 @@ def test_a_batch_with_idle_rows_answers_as_one_without(tiny: TinyModel, monkeypa
             if step.heads is not None and expected.heads is not None:
                 np.testing.assert_array_equal(step.heads.retained, expected.heads.retained)
                 np.testing.assert_allclose(step.heads.lse, expected.heads.lse, atol=1e-4)
+    told = [run[-1].influence for run in (found[1], alone[1])]
+    assert np.isfinite(told[0][:4]).all()  # type: ignore[index]
+    np.testing.assert_allclose(told[0], told[1], atol=1e-5)  # type: ignore[arg-type]
     assert 2 <= Counted.made < steps
     assert running.kv_bytes.allocated > running.kv_bytes.owned > 0  # kept for the next ones; what is owned is parked
 

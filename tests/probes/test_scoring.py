@@ -103,7 +103,7 @@ def test_a_budget_it_was_not_fitted_for_gets_no_probability(probes: ProbeSet, tr
         assert signal.note is not None
         assert word in signal.note
         assert set(signal.scores) <= set(SCORES)
-        assert set(SCORES) - set(signal.scores) <= {"image_output_share", "window_retention"}
+        assert set(SCORES) - set(signal.scores) <= {"image_output_share", "window_retention", "fai"}
 
 
 def test_another_model_is_refused_or_marked(probes: ProbeSet, engine: Engine, traces: list[Trace]) -> None:

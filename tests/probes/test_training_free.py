@@ -15,6 +15,7 @@ from introspect_probes.training_free import (
     Words,
     attention_entropy,
     attention_score,
+    future_attention_influence,
     head_consensus,
     image_output_share,
     lookback_ratio,
@@ -92,6 +93,39 @@ def test_further_scores_follow_their_formulas(steps: list[StepTrace]) -> None:
     near = min(local, heads)
     assert waad(Words(steps)) == pytest.approx((1.5 * near + 10 * (local - near)) / local, rel=1e-5)
     assert window_retention(Words(steps)) == pytest.approx(0.75, rel=1e-5)
+
+
+def test_fai_is_the_mean_over_words_and_the_heads_that_look_farthest(steps: list[StepTrace]) -> None:
+    assert steps[0].heads is not None
+    layers, kv_heads = steps[0].heads.retained.shape[:2]
+    group = steps[0].heads.lse.shape[1] // kv_heads
+    assert group > 1
+    far = np.full((layers, kv_heads, group), 5.0, dtype=np.float32)
+    chosen = round(0.3 * layers * kv_heads)
+    for number in range(chosen):  # of a KV head the mean counts: its last query head alone looks far
+        far[layers - 1 - number // kv_heads, number % kv_heads, -1] = 90.0
+    influence = np.full((3, layers, kv_heads), 0.9, dtype=np.float32)
+    for number in range(chosen):
+        influence[:, layers - 1 - number // kv_heads, number % kv_heads] = [0.01, 0.03, np.nan]  # no query comes ten tokens after the last
+    reading = [replace(s, heads=replace(s.heads, mean_distance=far.reshape(layers, -1))) for s in steps if s.heads is not None]
+    # how far the row looks that predicts the first word is of no account: it reads none of the answer's
+    reading[0] = replace(reading[0], heads=replace(reading[0].heads, mean_distance=-1e6 * far.reshape(layers, -1)))  # type: ignore[type-var]
+    told = [*reading[:-1], replace(reading[-1], influence=influence)]
+    assert future_attention_influence(Words(told)) == pytest.approx(0.02, rel=1e-5)
+    control = [*told[:1], replace(told[1], is_special=True), *told[2:]]
+    assert future_attention_influence(Words(control)) == pytest.approx(0.01, rel=1e-5)  # a control token is no word
+    influence[:, layers - 1] = np.nan  # a layer whose window is too short for any
+    known = kv_heads * (layers - 1)
+    rest = chosen - min(chosen, kv_heads)
+    expected = (0.02 * rest + 0.9 * (round(0.3 * known) - rest)) / round(0.3 * known)
+    assert future_attention_influence(Words(told)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_fai_is_absent_where_nothing_was_kept_or_nobody_came_later(steps: list[StepTrace]) -> None:
+    assert steps[0].heads is not None
+    assert np.isnan(future_attention_influence(Words(steps)))
+    nobody = np.full((3, *steps[0].heads.retained.shape[:2]), np.nan, dtype=np.float32)
+    assert np.isnan(future_attention_influence(Words([*steps[:-1], replace(steps[-1], influence=nobody)])))
 
 
 def test_what_an_answer_does_not_allow_is_not_a_number(steps: list[StepTrace]) -> None:
