@@ -90,6 +90,17 @@ def test_under_a_budget_and_in_a_batch_it_equals_runs_that_do_not_see_what_was_d
     assert results[4][-1].influence is None
 
 
+def test_who_joins_with_a_copy_of_a_prompt_that_was_read_tells_it_too(tiny_llava: TinyModel) -> None:
+    """The one that is read asks for nothing, the others of the same prompt do."""
+    prompts = [asking(tiny_llava, 5, max_tokens=20) for _ in range(3)]
+    prompts = [replace(one, request=replace(one.request, id=f"r{n}", influence=n > 0)) for n, one in enumerate(prompts)]
+    answers = [forced(n, 20) for n in range(3)]
+    results = Engine(tiny_llava.loaded).score_encoded(prompts, answers)
+    assert results[0][-1].influence is None
+    for number in (1, 2):
+        check(tiny_llava, prompts[number], results[number], eager_run(tiny_llava, prompts[number], answers[number]), 20)
+
+
 def test_an_answer_that_ends_by_itself_tells_of_its_words(tiny_llava: TinyModel) -> None:
     """The end token is no query: the last row is the one that gave it."""
     prompt = asking(tiny_llava, 2)
