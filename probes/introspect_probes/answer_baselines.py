@@ -12,8 +12,8 @@ from sklearn.linear_model import LogisticRegression
 from introspect_probes.claim_probe import budget_features
 from introspect_probes.dataset import Table
 from introspect_probes.features import LOGITS
-from introspect_probes.fitting import fit_logistic
-from introspect_probes.linear import LinearProbe, sigmoid
+from introspect_probes.fitting import fit_by_cache
+from introspect_probes.linear import sigmoid
 from introspect_probes.training_free import SCORES
 
 Floats = NDArray[np.floating]
@@ -23,7 +23,7 @@ def answer_scores(fit: Table, test: Table) -> dict[str, Floats]:
     """Scores of every test answer. What must be fitted is fitted on `fit` and tuned in the same way.
 
     NaN where a score cannot be had: L+H is fitted on the answers that hold hidden states and scores those that do; agreement
-    is of answers that were sampled; some training-free scores need a picture, or words enough.
+    is of answers that were sampled.
     """
     kinds = sorted({a.trace.kind for a in fit.answers})
     conditions = sorted({a.trace.condition for a in fit.answers})
@@ -46,8 +46,8 @@ def answer_scores(fit: Table, test: Table) -> dict[str, Floats]:
         return np.stack([a.tokens[-1].logits for a in table.answers])[:, [LOGITS.index("mean_entropy"), LOGITS.index("max_entropy")]]
 
     def fitted(matrix_of: Callable[[Table], Floats], strengths: Sequence[float] | None = (0.1, 1.0)) -> Floats:
-        probe: LinearProbe = fit_logistic(matrix_of(fit), fit.correct, fit.groups, strengths=strengths)[0]
-        return np.asarray(sigmoid(probe.logits(matrix_of(test))[:, 0]))
+        probe = fit_by_cache(matrix_of(fit), fit.correct, fit.groups, fit.reduced, strengths=strengths)[0]
+        return sigmoid(probe.logits(matrix_of(test), test.reduced))
 
     free = {name: np.array([a.scores[name] for a in test.answers]) for name in SCORES}
     scores = {
@@ -56,16 +56,16 @@ def answer_scores(fit: Table, test: Table) -> dict[str, Floats]:
         "question type and length": fitted(lambda t: np.concatenate([kind(t), length(t)], 1)),
         "budget and policy": fitted(condition),
         "question and answer text": text_probabilities(_texts(fit), fit.correct, _texts(test)),
-        **{e.title: e.sign * free[name] for name, e in SCORES.items() if np.isfinite(free[name]).any()},
+        **{e.title: e.sign * free[name] for name, e in SCORES.items() if np.isfinite(free[name]).all()},
         "CES": fitted(entropy),
     }
     scores["agreement of samples"] = test.agreement
     scores["L"] = fitted(logits)
     seen, held = fit.where(fit.has_hidden), test.where(test.has_hidden)
     if len(np.unique(seen.correct)) == 2 and held.answers:
-        own, _ = fit_logistic(np.concatenate([logits(seen), _last_hidden(seen)], 1), seen.correct, seen.groups)
+        own, _ = fit_by_cache(np.concatenate([logits(seen), _last_hidden(seen)], 1), seen.correct, seen.groups, seen.reduced)
         scores["L+H"] = np.full(len(test.answers), np.nan)
-        scores["L+H"][test.has_hidden] = own.logits(np.concatenate([logits(held), _last_hidden(held)], 1))[:, 0]
+        scores["L+H"][test.has_hidden] = own.logits(np.concatenate([logits(held), _last_hidden(held)], 1), held.reduced)
     return scores
 
 

@@ -16,7 +16,7 @@ from introspect.types import HeadRow, PromptInfo
 from introspect_kernels import Segment
 from introspect_probes.claim_probe import ClaimProbe, budget_features
 from introspect_probes.features import LAYER_STATISTICS, Shape, head_feature_names, kind_features, layer_statistic, parse_head_feature
-from introspect_probes.linear import LinearProbe
+from introspect_probes.linear import BudgetedProbe, LinearProbe
 from introspect_probes.probe_set import ProbeSet
 
 Floats = NDArray[np.float64]
@@ -75,17 +75,21 @@ class BatchScorer:
     def __init__(self, probes: ProbeSet) -> None:
         self.probes = probes
         count = len(head_feature_names(probes.shape))
-        named = {"confidence": probes.confidence}
+        named = {"confidence": [probes.confidence.whole, probes.confidence.reduced]}
         if probes.claims is not None:
-            named["internal"] = probes.claims.internal
+            named["internal"] = [probes.claims.internal.whole, probes.claims.internal.reduced]
         if probes.strategy is not None:
-            named["strategy"] = probes.strategy.probe
-        used = {name: np.flatnonzero(np.any(probe.weight[:, :count] != 0, axis=0)) for name, probe in named.items()}
+            named["strategy"] = [probes.strategy.probe]
+        used = {
+            name: np.flatnonzero(np.any(np.concatenate([probe.weight[:, :count] for probe in each]) != 0, axis=0))
+            for name, each in named.items()
+        }
         every = np.unique(np.concatenate(list(used.values())))
         self._reader = ColumnReader(probes.shape, every)
         self._places = {name: np.searchsorted(every, columns) for name, columns in used.items()}
         self._probes = {
-            name: narrowed(probe, np.concatenate([used[name], np.arange(count, probe.weight.shape[1])])) for name, probe in named.items()
+            name: [narrowed(probe, np.concatenate([used[name], np.arange(count, probe.weight.shape[1])])) for probe in each]
+            for name, each in named.items()
         }
 
     def score(self, batch: TokenBatch) -> BatchSignals:
@@ -93,17 +97,18 @@ class BatchScorer:
         read = self._reader.read(batch)
         strategy = None
         if self.probes.strategy is not None:
-            probe = replace(self.probes.strategy, probe=self._probes["strategy"])
+            probe = replace(self.probes.strategy, probe=self._probes["strategy"][0])
             strategy = probe.probabilities(read[:, self._places["strategy"]])
         risk = None if self.probes.claims is None else self._risk(self.probes.claims, batch, read[:, self._places["internal"]])
         return BatchSignals(risk, strategy, read[:, self._places["confidence"]])
 
     def _risk(self, claims: ClaimProbe, batch: TokenBatch, heads: NDArray[np.float32]) -> Floats:
         kinds = np.stack([kind_features(kind) for kind in batch.kinds])
-        internal = self._probes["internal"].logits(np.concatenate([heads, batch.logits, kinds], axis=1))[:, 0]
         budget = np.stack([budget_features(p) for p in batch.prompts])
-        prior = claims.prior.logits(np.concatenate([batch.place, kinds, budget], axis=1))[:, 0]
-        return claims.calibration(internal + prior, budget[:, 1] > 0)
+        reduced = budget[:, 1] > 0
+        internal = BudgetedProbe(*self._probes["internal"]).logits(np.concatenate([heads, batch.logits, kinds], axis=1), reduced)
+        prior = claims.prior.logits(np.concatenate([batch.place, kinds, budget], axis=1), reduced)
+        return claims.calibration(internal + prior, reduced)
 
     def confidence(
         self, sums: NDArray[np.floating], counts: NDArray[np.integer], tails: NDArray[np.floating], reduced: NDArray[np.bool_]
@@ -117,7 +122,7 @@ class BatchScorer:
             reduced: whether its cache was reduced.
         """
         features = np.concatenate([sums / np.asarray(counts)[:, None], tails], axis=1)
-        return self.probes.confidence_calibration(self._probes["confidence"].logits(features)[:, 0], reduced)
+        return self.probes.confidence_calibration(BudgetedProbe(*self._probes["confidence"]).logits(features, reduced), reduced)
 
 
 def narrowed(probe: LinearProbe, columns: NDArray[np.int64]) -> LinearProbe:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from introspect_probes.features import head_feature_names
+from introspect_probes.linear import LinearProbe
 from introspect_probes.probe_set import ProbeSet
 
 _NAME = re.compile(
@@ -17,17 +18,31 @@ TOP = 15
 
 
 def carriers(probes: ProbeSet) -> dict[str, Any]:
-    """Sums of absolute weights by head and by statistic, of the internal hallucination probe or, without one, of confidence.
+    """What carries the internal hallucination probe or, without one, confidence.
+
+    Returns:
+        `probe`: which of the two; and `weights`: `weights_of` it under `the whole cache` and under `reduced caches`, or under
+        `any cache` where one probe is for both.
+    """
+    both = probes.claims.internal if probes.claims is not None else probes.confidence
+    if both.whole is both.reduced:
+        found = {"any cache": weights_of(both.whole, probes)}
+    else:
+        found = {"the whole cache": weights_of(both.whole, probes), "reduced caches": weights_of(both.reduced, probes)}
+    return {"probe": "hallucination risk (internal)" if probes.claims is not None else "confidence", "weights": found}
+
+
+def weights_of(probe: LinearProbe, probes: ProbeSet) -> dict[str, Any]:
+    """Sums of a probe's absolute weights by head and by statistic.
 
     A weight is per standard deviation, in nats of log-odds. What is per KV head is shared among the query heads of its
     group, what is per layer among all of its heads.
 
     Returns:
-        `probe`, `heads` `[layers][heads]`, `statistics` (largest first), `top` features with their signed weights,
+        `heads` `[layers][heads]`, `statistics` (largest first), `top` features with their signed weights,
         `used` and `of`: features with a weight, and all.
     """
     names = head_feature_names(probes.shape)
-    probe = probes.claims.internal if probes.claims is not None else probes.confidence
     weights = probe.weight[0, : len(names)].astype(np.float64)
     layers, heads, kv_heads = probes.shape.layers, probes.shape.heads, probes.shape.kv_heads
     grid, statistics = np.zeros((layers, heads)), dict[str, float]()
@@ -39,7 +54,6 @@ def carriers(probes: ProbeSet) -> dict[str, Any]:
         statistics[statistic] = statistics.get(statistic, 0.0) + float(weight)
     order = np.argsort(-np.abs(weights), kind="stable")[:TOP]
     return {
-        "probe": "hallucination risk (internal)" if probes.claims is not None else "confidence",
         "heads": np.round(grid, 4).tolist(),
         "statistics": {k: round(v, 4) for k, v in sorted(statistics.items(), key=lambda item: -item[1])},
         "top": [[names[i], round(float(weights[i]), 4)] for i in order if weights[i]],

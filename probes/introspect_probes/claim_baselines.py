@@ -11,12 +11,15 @@ from introspect_probes.answer_baselines import text_probabilities
 from introspect_probes.baseline_rows import ONE_WORD
 from introspect_probes.claim_probe import ClaimProbe
 from introspect_probes.dataset import Claims, Table
-from introspect_probes.fitting import fit_logistic
+from introspect_probes.fitting import fit_by_cache
+from introspect_probes.linear import BudgetedProbe
 from introspect_probes.published import risk_logits
 from introspect_probes.training_free import SCORES
 
 Floats = NDArray[np.floating]
 _POSITIONS = (1, 2, 4, 8, 16, 32)
+L_STRENGTHS = (0.03, 0.1, 1.0)
+"""Candidate inverse penalties of baselines that read few numbers."""
 
 
 def claim_scores(probe: ClaimProbe, fit: Table, test: Table) -> dict[str, Floats]:
@@ -26,9 +29,8 @@ def claim_scores(probe: ClaimProbe, fit: Table, test: Table) -> dict[str, Floats
     score those that do; agreement is of answers that were sampled.
     """
 
-    def fitted(matrix_of: Callable[[Table], Floats], strengths: Sequence[float] | None = (0.03, 0.1, 1.0)) -> Floats:
-        own, _ = fit_logistic(matrix_of(fit), fit.claims.label, fit.claims.group, strengths=strengths)
-        return np.asarray(own.logits(matrix_of(test))[:, 0])
+    def fitted(matrix_of: Callable[[Table], Floats], strengths: Sequence[float] | None = L_STRENGTHS) -> Floats:
+        return fitted_by_cache(matrix_of(fit), fit.claims, strengths).logits(matrix_of(test), test.claims.reduced)
 
     kinds = sorted(set(fit.claims.kinds.tolist()))
     conditions = sorted(set(fit.claims.condition.tolist()))
@@ -51,12 +53,17 @@ def claim_scores(probe: ClaimProbe, fit: Table, test: Table) -> dict[str, Floats
     seen, held = fit.where(fit.has_hidden), test.where(test.has_hidden)
     if len(np.unique(seen.claims.label)) == 2 and len(held.claims):
         for name, matrix_of in (("L+H", _with_hidden), ("L+H+attention", _with_all)):
-            own, _ = fit_logistic(matrix_of(seen), seen.claims.label, seen.claims.group)
+            own = fitted_by_cache(matrix_of(seen), seen.claims, None)
             scores[name] = np.full(len(test.claims), np.nan)
-            scores[name][test.has_hidden[test.claims.answer]] = own.logits(matrix_of(held))[:, 0]
+            scores[name][test.has_hidden[test.claims.answer]] = own.logits(matrix_of(held), held.claims.reduced)
     scores["attention alone"] = fitted(lambda t: t.claims.heads, None)
     scores["probe"] = risk_logits(probe.internal, probe.prior, test.claims)
     return scores
+
+
+def fitted_by_cache(features: Floats, claims: Claims, strengths: Sequence[float] | None) -> BudgetedProbe:
+    """A baseline, fitted as the probe is: under the whole cache on claims of it alone, where there are enough."""
+    return fit_by_cache(features, claims.label, claims.group, claims.reduced, strengths=strengths)[0]
 
 
 def logit_matrix(claims: Claims) -> Floats:

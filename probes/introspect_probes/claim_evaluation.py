@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from introspect_probes.claim_baselines import claim_scores, logit_matrix
+from introspect_probes.claim_baselines import L_STRENGTHS, claim_scores, fitted_by_cache, logit_matrix
 from introspect_probes.claim_probe import ClaimProbe
 from introspect_probes.dataset import Claims, Table
 from introspect_probes.fitting import fit_budgeted_platt, fit_logistic
@@ -95,9 +95,10 @@ def can_calibrate(claims: Claims) -> bool:
 
 def calibrated_logits(fit: Claims, calibration: Claims, test: Claims) -> Floats:
     """L as a probability, calibrated as the probe is."""
-    probe, _ = fit_logistic(logit_matrix(fit), fit.label, fit.group, strengths=(0.03, 0.1, 1.0))
-    platt = fit_budgeted_platt(probe.logits(logit_matrix(calibration))[:, 0], calibration.label, calibration.reduced, "L")
-    return platt(probe.logits(logit_matrix(test))[:, 0], test.reduced)
+    probe = fitted_by_cache(logit_matrix(fit), fit, L_STRENGTHS)
+    logits = probe.logits(logit_matrix(calibration), calibration.reduced)
+    platt = fit_budgeted_platt(logits, calibration.label, calibration.reduced, "L")
+    return platt(probe.logits(logit_matrix(test), test.reduced), test.reduced)
 
 
 def compare(scores: dict[str, Floats], claims: Claims, cases: NDArray[np.str_], *, macro: bool) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from introspect.types import PromptInfo
 from introspect_probes.features import TokenFeatures, kind_features
-from introspect_probes.linear import BudgetedPlatt, LinearProbe, probability
+from introspect_probes.linear import BudgetedPlatt, BudgetedProbe, probability
 from introspect_probes.signals import HallucinationRisk
 
 
@@ -26,16 +26,17 @@ class ClaimProbe:
         any_false_calibration: of the logit of P(any claim false) under independence.
     """
 
-    internal: LinearProbe
-    prior: LinearProbe
+    internal: BudgetedProbe
+    prior: BudgetedProbe
     calibration: BudgetedPlatt
     any_false_calibration: BudgetedPlatt
 
     def risk(self, features: TokenFeatures, kind: str, prompt: PromptInfo, level: Literal["claim", "token"] = "claim") -> HallucinationRisk:
         """Risk of the claim of `kind` that a token decides; `level` says whether claims can be told apart."""
-        internal = float(self.internal.logits(internal_features(features, kind))[0])
-        prior = float(self.prior.logits(prior_features(features, kind, prompt))[0])
-        risk = float(self.calibration(internal + prior, is_reduced(prompt)))
+        reduced = is_reduced(prompt)
+        internal = float(self.internal.logits(internal_features(features, kind), reduced))
+        prior = float(self.prior.logits(prior_features(features, kind, prompt), reduced))
+        risk = float(self.calibration(internal + prior, reduced))
         return HallucinationRisk(risk=risk, internal=probability(internal), prior=probability(prior), kind=level)
 
     def any_false(self, risks: Sequence[float], *, reduced: bool) -> float:

@@ -147,9 +147,8 @@ def position_plot(report: dict[str, Any]) -> str:
     return svg(figure)
 
 
-def heads_plot(report: dict[str, Any]) -> str:
-    """Absolute weights by head, and by statistic."""
-    own = report["carriers"]
+def heads_plot(own: dict[str, Any]) -> str:
+    """Absolute weights by head, and by statistic, as `carriers.weights_of` gives them."""
     grid = np.array(own["heads"])
     statistics = list(own["statistics"].items())[:14]
     with mpl.rc_context(_STYLE):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.preprocessing import StandardScaler
 
 from introspect_probes.errors import FitError
-from introspect_probes.linear import BudgetedPlatt, LinearProbe, Platt, sigmoid
+from introspect_probes.linear import BudgetedPlatt, BudgetedProbe, LinearProbe, Platt, sigmoid
 
 Floats = NDArray[np.floating]
 STRENGTHS = (0.01, 0.03, 0.1)
@@ -24,6 +25,16 @@ STRENGTHS = (0.01, 0.03, 0.1)
 SMALL, SMALL_STRENGTHS = 1000, (*STRENGTHS, 0.3, 1.0)
 """C weighs the sum of the losses: under this many rows the search goes on to weaker penalties."""
 FOLDS = 3
+OWN = 50
+"""With this many rows of each label under the whole cache, these have a probe of their own."""
+
+
+@dataclass(frozen=True)
+class Strengths:
+    """Inverse penalties that were chosen: of the probe on all rows, and of that on the whole cache's alone, where there is one."""
+
+    every: float
+    whole: float | None = None
 
 
 def check_labels(labels: NDArray[np.int8], groups: NDArray[np.str_], what: str) -> None:
@@ -86,6 +97,67 @@ def fit_logistic(
             if np.mean(losses) < best_loss:
                 best, best_loss = strength, float(np.mean(losses))
     return _fit(features, labels, row_weights, best), best
+
+
+def fit_by_cache(
+    features: Floats,
+    labels: NDArray[np.int8],
+    groups: NDArray[np.str_],
+    reduced: NDArray[np.bool_],
+    *,
+    weights: Floats | None = None,
+    strengths: Sequence[float] | None = None,
+    what: str = "probe",
+) -> tuple[BudgetedProbe, Strengths]:
+    """`fit_logistic` for answers under reduced caches on all rows, and for those under the whole cache on their own rows.
+
+    What was evicted makes other statistics tell, and of a whole cache nothing was. Rows of it alone are enough where
+    there are `OWN` of each label; else, and where only one kind of cache was recorded, one probe is both.
+
+    Args:
+        features: `[rows, features]`.
+        labels: 0 or 1.
+        groups: rows of one group stay in one fold.
+        reduced: whether each row's cache was reduced.
+        weights: of the rows, or equal.
+        strengths: as in `fit_logistic`.
+        what: what is fitted, for messages.
+
+    Raises:
+        FitError: as `fit_logistic`.
+    """
+    every, strength = fit_logistic(features, labels, groups, weights=weights, strengths=strengths, what=what)
+    own = ~reduced
+    if not has_own(labels, groups, reduced):
+        return BudgetedProbe.one(every), Strengths(strength)
+    whole, own_strength = fit_logistic(
+        features[own], labels[own], groups[own], weights=None if weights is None else weights[own], strengths=strengths, what=what
+    )
+    return BudgetedProbe(whole, every), Strengths(strength, own_strength)
+
+
+def has_own(labels: NDArray[np.int8], groups: NDArray[np.str_], reduced: NDArray[np.bool_]) -> bool:
+    """Whether rows under the whole cache, beside others, are enough for a probe of their own."""
+    own = ~reduced
+    counts = [int((labels[own] == value).sum()) for value in (0, 1)]
+    return bool(reduced.any()) and min(counts) >= OWN and len(np.unique(groups[own])) >= 2 * FOLDS
+
+
+def out_of_fold_by_cache(
+    features: Floats,
+    labels: NDArray[np.int8],
+    groups: NDArray[np.str_],
+    reduced: NDArray[np.bool_],
+    strengths: Strengths,
+    weights: Floats | None = None,
+) -> NDArray[np.float64]:
+    """`out_of_fold_logits` of what `fit_by_cache` fits."""
+    result = out_of_fold_logits(features, labels, groups, strengths.every, weights)
+    if strengths.whole is not None:
+        own = ~reduced
+        own_weights = None if weights is None else weights[own]
+        result[own] = out_of_fold_logits(features[own], labels[own], groups[own], strengths.whole, own_weights)
+    return result
 
 
 def out_of_fold_logits(

@@ -39,7 +39,6 @@ def html_report(report: dict[str, Any], cases: list[ShownCase]) -> str:
         headline=headline(report),
         sections=sections(report),
         cases=[_shown(case) for case in cases],
-        used=report["carriers"]["used"],
     )
 
 
@@ -89,13 +88,16 @@ def sections(report: dict[str, Any]) -> list[dict[str, str]]:
             "Green: the interval is above zero; red: below. L+H, with hidden states of every layer, is compared where they were recorded.",
             figures.gain_plot(report) if "claims" in report else figures.answer_gain_plot(report),
         ),
+    ]
+    made += [
         _section(
-            "Which heads and which statistics carry it",
+            f"Which heads and which statistics carry it, {cache}",
             f"Weights of the probe of {report['carriers']['probe']}, in nats of log-odds for each standard deviation; "
-            f"{report['carriers']['used']:,} of {report['carriers']['of']:,} head features have one. Correlated features share weight, "
+            f"{own['used']:,} of {own['of']:,} head features have one. Correlated features share weight, "
             "so this says what the probe reads, not what causes the answer.",
-            figures.heads_plot(report),
-        ),
+            figures.heads_plot(own),
+        )
+        for cache, own in report["carriers"]["weights"].items()
     ]
     if "claims" in report:
         made.append(

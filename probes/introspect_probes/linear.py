@@ -55,6 +55,43 @@ class LinearProbe:
 
 
 @dataclass(frozen=True)
+class BudgetedProbe:
+    """Two probes of two classes: one for answers under the whole cache, one for those whose cache was reduced.
+
+    Once evidence may have been evicted, other statistics tell what is false.
+    """
+
+    whole: LinearProbe
+    reduced: LinearProbe
+
+    @classmethod
+    def one(cls, probe: LinearProbe) -> BudgetedProbe:
+        """One probe for both."""
+        return cls(probe, probe)
+
+    def logits(self, features: NDArray[np.floating], is_reduced: NDArray[np.bool_] | bool) -> NDArray[np.float64]:
+        """Logits `[rows]` of `features [rows, features]`, by whether each one's cache was reduced."""
+        return np.where(is_reduced, self.reduced.logits(features)[..., 0], self.whole.logits(features)[..., 0])
+
+    def chosen(self, *, is_reduced: bool) -> LinearProbe:
+        """The probe of one cache."""
+        return self.reduced if is_reduced else self.whole
+
+    def arrays(self, name: str) -> dict[str, Array]:
+        """The arrays of both, under `name/whole/` and `name/reduced/`, or of the one that is both, under `name/`."""
+        if self.whole is self.reduced:
+            return self.whole.arrays(name)
+        return {**self.whole.arrays(f"{name}/whole"), **self.reduced.arrays(f"{name}/reduced")}
+
+    @classmethod
+    def from_arrays(cls, name: str, arrays: Mapping[str, Array]) -> BudgetedProbe:
+        """The probes that `arrays(name)` gave."""
+        if f"{name}/weight" in arrays:
+            return cls.one(LinearProbe.from_arrays(name, arrays))
+        return cls(LinearProbe.from_arrays(f"{name}/whole", arrays), LinearProbe.from_arrays(f"{name}/reduced", arrays))
+
+
+@dataclass(frozen=True)
 class Platt:
     """Sigmoid calibration, `p = 1 / (1 + exp(a * logit + b))` (Platt 1999)."""
 

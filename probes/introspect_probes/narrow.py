@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from introspect.types import PromptInfo
 from introspect_kernels import NUM_SEGMENTS, Segment
 from introspect_probes import compiled as at
-from introspect_probes.claim_probe import budget_features, is_reduced
+from introspect_probes.claim_probe import budget_features
 from introspect_probes.errors import ProbesError
 from introspect_probes.features import LAYER_STATISTICS, LOGITS, PLACE, Shape, head_feature_names, parse_head_feature
 from introspect_probes.linear import LinearProbe
@@ -73,6 +73,7 @@ class NarrowProbes:
 
     Args:
         probes: the probe set.
+        is_reduced: for answers of which kind of cache.
 
     Attributes:
         tables: what `compiled.compiled()` takes first: `ints`, `standard`, `weights`.
@@ -80,11 +81,14 @@ class NarrowProbes:
         states: where in `Answer.state` the strategy's probabilities are.
     """
 
-    def __init__(self, probes: ProbeSet) -> None:
+    def __init__(self, probes: ProbeSet, *, is_reduced: bool) -> None:
         self._probes, shape = probes, probes.shape
+        self._is_reduced = is_reduced
         names, kinds = head_feature_names(shape), len(CLAIM_KINDS)
-        confidence, claims, strategy = probes.confidence, probes.claims, probes.strategy
-        on_heads = [confidence, *([claims.internal] if claims else []), *([strategy.probe] if strategy else [])]
+        confidence, strategy = probes.confidence.chosen(is_reduced=is_reduced), probes.strategy
+        internal = probes.claims.internal.chosen(is_reduced=is_reduced) if probes.claims else None
+        prior = probes.claims.prior.chosen(is_reduced=is_reduced) if probes.claims else None
+        on_heads = [confidence, *([internal] if internal else []), *([strategy.probe] if strategy else [])]
         used = np.flatnonzero(np.any([np.any(probe.weight[:, : len(names)] != 0, axis=0) for probe in on_heads], axis=0))
         parsed = {column: parse_head_feature(names[column], shape) for column in used.tolist()}
         # What the budget kept at this row is read with the row; what it kept of the prefill's attention belongs to the prompt.
@@ -106,10 +110,10 @@ class NarrowProbes:
                 heads[feature] = number[_column(what, flat, shape)] + (len(columns) if source == "reading" else 0)
         averaged[summed] = means
         outputs = [_output(confidence, 0, averaged, logits, counts, risks, budget)]
-        outputs.append(_output(claims.internal, 0, heads, logits, kind) if claims else _NOTHING)
-        outputs.append(_output(claims.prior, 0, place, kind, budget) if claims else _NOTHING)
+        outputs.append(_output(internal, 0, heads, logits, kind) if internal else _NOTHING)
+        outputs.append(_output(prior, 0, place, kind, budget) if prior else _NOTHING)
         outputs += [_output(strategy.probe, number, heads) for number in range(states)] if strategy else []
-        sizes = (shape.layers, shape.heads, shape.kv_heads, len(columns), kinds, len(summed), int(claims is not None), states)
+        sizes = (shape.layers, shape.heads, shape.kv_heads, len(columns), kinds, len(summed), int(internal is not None), states)
         lists = (
             np.searchsorted([column.field for column in columns], np.arange(len(_FIELDS) + 1)),
             [column.offset for column in columns],
@@ -129,7 +133,7 @@ class NarrowProbes:
 
     def answer(self, prompt: PromptInfo, in_domain: float | None) -> Answer:
         """The numbers of an answer that begins; `in_domain` is a factor of its confidence."""
-        probes, reduced = self._probes, is_reduced(prompt)
+        probes, reduced = self._probes, self._is_reduced
         x, state = np.zeros(self._x[-1].stop, np.float32), np.zeros(self._state[-1].stop)
         kept = prompt.retention.reshape(-1, NUM_SEGMENTS)[self._kept]
         x[self._x[1].start : self._x[1].stop] = np.where(np.isnan(kept), 1.0, kept)

@@ -22,7 +22,7 @@ from introspect_probes.errors import ProbeMismatchError, ProbesError
 from introspect_probes.features import Shape, TokenFeatures, kind_features
 from introspect_probes.grammar import claim_finder
 from introspect_probes.guarantee import Guarantee
-from introspect_probes.linear import BudgetedPlatt, LinearProbe
+from introspect_probes.linear import BudgetedPlatt, BudgetedProbe, LinearProbe
 from introspect_probes.reference import Reference
 from introspect_probes.scoring import Session
 from introspect_probes.strategy_probe import StrategyProbe
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from introspect_probes.narrow import NarrowProbes
 
 EMBEDDED = "embedded"
-FORMAT = "introspect-probes/1"
+FORMAT, READ = "introspect-probes/2", ("introspect-probes/1", "introspect-probes/2")
+"""What is written, and what is read: the first had one probe for whole and reduced caches."""
 _ARRAYS, _MANIFEST = "probes.safetensors", "manifest.json"
 
 
@@ -52,7 +53,7 @@ class ProbeSet:
     """
 
     manifest: dict[str, Any]
-    confidence: LinearProbe
+    confidence: BudgetedProbe
     confidence_calibration: BudgetedPlatt
     claims: ClaimProbe | None = None
     strategy: StrategyProbe | None = None
@@ -111,19 +112,22 @@ class ProbeSet:
             return f"fitted down to {fitted['min_ratio']:.0%} of the prompt kept, this answer keeps {ratio:.0%}"
         return None
 
+    def narrow(self, *, is_reduced: bool) -> NarrowProbes:
+        """What a session reads: tables of what `confidence`, `claims` and `strategy` have a weight for, under that kind of cache."""
+        return self._narrow[is_reduced]
+
     @cached_property
-    def narrow(self) -> NarrowProbes:
-        """What a session reads: tables of what `confidence`, `claims` and `strategy` have a weight for."""
+    def _narrow(self) -> tuple[NarrowProbes, NarrowProbes]:
         from introspect_probes.narrow import NarrowProbes
 
-        return NarrowProbes(self)
+        return NarrowProbes(self, is_reduced=False), NarrowProbes(self, is_reduced=True)
 
     def prepare(self) -> None:
         """Make what the first answer would wait for: tables, and compiled code, which is kept on disk from the first time on."""
         from introspect_probes.compiled import compiled
 
         compiled()
-        _ = self.narrow
+        _ = self._narrow
 
     def session(self, prompt: PromptInfo, *, provisional: bool = True) -> Session:
         """Begin to score the answer to `prompt`.
@@ -178,8 +182,8 @@ def load_probe_set(path_or_name: str | Path = EMBEDDED) -> ProbeSet:
     if not (folder / _MANIFEST).is_file() or not (folder / _ARRAYS).is_file():
         raise ProbesError(f"{path_or_name} holds no probe set ({_MANIFEST} and {_ARRAYS}); make one with `introspect train`")
     manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-    if manifest.get("format") != FORMAT:
-        raise ProbesError(f"{path_or_name} is of format {manifest.get('format')!r}, this version reads {FORMAT!r}")
+    if manifest.get("format") not in READ:
+        raise ProbesError(f"{path_or_name} is of format {manifest.get('format')!r}, this version reads {' and '.join(READ)}")
     if manifest["feature_schema"] != feature_schema_hash():
         raise ProbeMismatchError(
             f"{path_or_name} was fitted under feature schema {manifest['feature_schema']}, the engine measures {feature_schema_hash()}"
@@ -197,7 +201,7 @@ def _assembled(manifest: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Pro
     fitted, absent = manifest["fitted"], manifest.get("absent", {})
     return ProbeSet(
         manifest={key: value for key, value in manifest.items() if key != "fitted"},
-        confidence=LinearProbe.from_arrays("confidence", arrays),
+        confidence=BudgetedProbe.from_arrays("confidence", arrays),
         confidence_calibration=BudgetedPlatt.from_dict(fitted["confidence_calibration"]),
         claims=None if "hallucination_risk" in absent else _claim_probe(fitted, arrays),
         strategy=None if "strategy" in absent else _strategy_probe(fitted, arrays),
@@ -209,8 +213,8 @@ def _assembled(manifest: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Pro
 
 def _claim_probe(fitted: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> ClaimProbe:
     return ClaimProbe(
-        internal=LinearProbe.from_arrays("internal", arrays),
-        prior=LinearProbe.from_arrays("prior", arrays),
+        internal=BudgetedProbe.from_arrays("internal", arrays),
+        prior=BudgetedProbe.from_arrays("prior", arrays),
         calibration=BudgetedPlatt.from_dict(fitted["risk_calibration"]),
         any_false_calibration=BudgetedPlatt.from_dict(fitted["any_false_calibration"]),
     )

@@ -6,13 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from introspect_probes.dataset import Claims, Table
-from introspect_probes.linear import LinearProbe
+from introspect_probes.linear import BudgetedProbe
 from introspect_probes.probe_set import ProbeSet
 
 
 def published_confidence(probes: ProbeSet, table: Table) -> NDArray[np.float64]:
     """The confidence of every answer of a table as a session publishes it."""
-    logits = probes.confidence.logits(table.confidence_features(published_risks(probes, table.claims)))[:, 0]
+    logits = probes.confidence.logits(table.confidence_features(published_risks(probes, table.claims)), table.reduced)
     confidence = probes.confidence_calibration(logits, table.reduced)
     if probes.domain is None:
         return np.asarray(confidence)
@@ -37,6 +37,6 @@ def prior_matrix(claims: Claims) -> NDArray[np.float32]:
     return np.concatenate([claims.place, claims.kind, claims.budget], axis=1)
 
 
-def risk_logits(internal: LinearProbe, prior: LinearProbe, claims: Claims) -> NDArray[np.float64]:
+def risk_logits(internal: BudgetedProbe, prior: BudgetedProbe, claims: Claims) -> NDArray[np.float64]:
     """Sum of the internal probe's and the prior's logits."""
-    return np.asarray(internal.logits(internal_matrix(claims))[:, 0] + prior.logits(prior_matrix(claims))[:, 0])
+    return internal.logits(internal_matrix(claims), claims.reduced) + prior.logits(prior_matrix(claims), claims.reduced)

@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from introspect_probes.claim_probe import ClaimProbe, any_false_logit
 from introspect_probes.dataset import Claims, Table
-from introspect_probes.fitting import balancing_weights, fit_budgeted_platt, fit_logistic, out_of_fold_logits
-from introspect_probes.linear import LinearProbe
+from introspect_probes.fitting import balancing_weights, fit_budgeted_platt, fit_by_cache, out_of_fold_by_cache
+from introspect_probes.linear import BudgetedProbe
 from introspect_probes.published import internal_matrix, prior_matrix, risk_logits
 
 
@@ -23,7 +23,7 @@ def fit_claims(fit: Table, calibration: Table) -> tuple[ClaimProbe, NDArray[np.f
     return probe, platt(fit_logits, fit.claims.reduced)
 
 
-def fit_risk(claims: Claims) -> tuple[LinearProbe, LinearProbe, NDArray[np.float64]]:
+def fit_risk(claims: Claims) -> tuple[BudgetedProbe, BudgetedProbe, NDArray[np.float64]]:
     """The factorised hallucination probe, and out-of-fold logits of the rows it was fitted on.
 
     The internal probe is fitted with both labels of equal weight at every position,
@@ -31,12 +31,12 @@ def fit_risk(claims: Claims) -> tuple[LinearProbe, LinearProbe, NDArray[np.float
     of equal weight, however many conditions reduced them; the prior is fitted on what
     places tell alone (HaloProbe, arXiv 2604.06165). Their logits add up.
     """
-    weights = balancing_weights(balance_cells(claims), claims.label)
-    weights *= equal_shares(claims.reduced)
-    internal, strength = fit_logistic(internal_matrix(claims), claims.label, claims.group, weights=weights, what="hallucination risk")
-    prior, prior_strength = fit_logistic(prior_matrix(claims), claims.label, claims.group, strengths=(0.1, 1.0))
-    logits = out_of_fold_logits(internal_matrix(claims), claims.label, claims.group, strength, weights)
-    logits += out_of_fold_logits(prior_matrix(claims), claims.label, claims.group, prior_strength)
+    weights = balancing_weights(balance_cells(claims), claims.label) * equal_shares(claims.reduced)
+    rows = claims.label, claims.group, claims.reduced
+    internal, strengths = fit_by_cache(internal_matrix(claims), *rows, weights=weights, what="hallucination risk")
+    prior, prior_strengths = fit_by_cache(prior_matrix(claims), *rows, strengths=(0.1, 1.0))
+    logits = out_of_fold_by_cache(internal_matrix(claims), *rows, strengths, weights)
+    logits += out_of_fold_by_cache(prior_matrix(claims), *rows, prior_strengths)
     return internal, prior, logits
 
 

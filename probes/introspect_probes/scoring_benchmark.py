@@ -19,7 +19,7 @@ from introspect_kernels import NUM_SEGMENTS
 from introspect_probes.batch_scoring import BatchScorer, TokenBatch, stack_rows
 from introspect_probes.claim_probe import ClaimProbe, budget_features
 from introspect_probes.features import LOGITS, PLACE, Shape, head_feature_names, kind_features
-from introspect_probes.linear import BudgetedPlatt, LinearProbe, Platt
+from introspect_probes.linear import BudgetedPlatt, BudgetedProbe, LinearProbe, Platt
 from introspect_probes.probe_set import ProbeSet, answer_tails
 from introspect_probes.signals import STRATEGIES
 from introspect_probes.strategy_probe import StrategyProbe
@@ -96,9 +96,9 @@ def random_probes(shape: Shape, weights: int, rng: np.random.Generator) -> Probe
     prior = LinearProbe(np.zeros(place, np.float32), np.ones(place, np.float32), np.zeros((1, place), np.float32), np.zeros(1, np.float32))
     return ProbeSet(
         manifest={"name": "random", "model": {"shape": vars(shape)}},
-        confidence=probe(tail),
+        confidence=BudgetedProbe.one(probe(tail)),
         confidence_calibration=platt,
-        claims=ClaimProbe(probe(len(LOGITS) + kinds), prior, platt, platt),
+        claims=ClaimProbe(BudgetedProbe.one(probe(len(LOGITS) + kinds)), BudgetedProbe.one(prior), platt, platt),
         strategy=StrategyProbe(probe(0, len(STRATEGIES)), STRATEGIES, 1.0, (0.1,) * len(STRATEGIES)),
     )
 

@@ -61,7 +61,7 @@ class ProbeSession:
         self._in_domain = probes.in_domain(prompt)
         self._is_reduced = is_reduced(prompt)
         self._fallback = TrainingFreeScores(prompt)
-        self._narrow = probes.narrow
+        self._narrow = probes.narrow(is_reduced=self._is_reduced)
         self._numbers = self._narrow.answer(prompt, self._in_domain)
         self._compiled, self._own = at.compiled(), (*self._narrow.tables, *self._numbers)
         self._said: Counter[int] = Counter()

@@ -20,12 +20,12 @@ from introspect_probes.checkpoint import Checkpoint
 from introspect_probes.dataset import Claims, Table, TableBuilder, empty_claims, load_table
 from introspect_probes.domain_fit import fit_domain
 from introspect_probes.errors import FitError
-from introspect_probes.fitting import FOLDS, fit_budgeted_platt, fit_logistic
+from introspect_probes.fitting import FOLDS, fit_budgeted_platt, fit_by_cache
 from introspect_probes.grammar import WORDS_GRAMMAR, WORLD_GRAMMAR
 from introspect_probes.guarantee import caches_of
 from introspect_probes.guarantee_fit import with_guarantee
 from introspect_probes.labels import read_labelled
-from introspect_probes.linear import BudgetedPlatt, LinearProbe, Platt
+from introspect_probes.linear import BudgetedPlatt, BudgetedProbe, Platt
 from introspect_probes.parts import OUTSIDE_KIND, common_manifest, is_promised, part_of
 from introspect_probes.probe_set import FORMAT, ProbeSet
 from introspect_probes.published import published_confidence, published_risks, risk_logits
@@ -181,7 +181,7 @@ def fit_probe_set(fit: Table, calibration: Table, outside: list[Trace], manifest
         domain=None if "in_domain" in absent else fit_domain(_prompts(fit), _prompts(calibration), [t.prompt for t in outside]),
     )
     features = calibration.confidence_features(published_risks(draft, calibration.claims))
-    logits = draft.confidence.logits(features)[:, 0]
+    logits = draft.confidence.logits(features, calibration.reduced)
     return replace(draft, confidence_calibration=fit_budgeted_platt(logits, calibration.correct, calibration.reduced, "confidence"))
 
 
@@ -235,15 +235,15 @@ def _prompts(table: Table) -> list[PromptInfo]:
     return [a.trace.prompt for a in table.answers]
 
 
-def _fit_confidence(table: Table, risks: NDArray[np.float64]) -> LinearProbe:
+def _fit_confidence(table: Table, risks: NDArray[np.float64]) -> BudgetedProbe:
     """Fitted on whole answers and on one random beginning of each, so that it means something from the first token on."""
     rng = np.random.default_rng(0)
     whole = table.confidence_features(risks)
     begun = table.confidence_features(risks, cut=lambda count: int(rng.integers(1, count + 1)))
     longer = np.array([len(a.tokens) > 1 for a in table.answers])
     features = np.concatenate([whole, begun[longer]])
-    labels, groups = np.concatenate([table.correct, table.correct[longer]]), np.concatenate([table.groups, table.groups[longer]])
-    return fit_logistic(features, labels, groups, what="confidence")[0]
+    labels, groups, reduced = (np.concatenate([each, each[longer]]) for each in (table.correct, table.groups, table.reduced))
+    return fit_by_cache(features, labels, groups, reduced, what="confidence")[0]
 
 
 def _manifest(name: str, traces: dict[str, Any], budgets: Sequence[EffectiveBudget]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import pytest
 
 from introspect_probes.batch_scoring import BatchScorer, ColumnReader, TokenBatch, stack_rows
 from introspect_probes.features import LOGITS, PLACE, Shape, TokenFeatures, head_feature_names, head_features
+from introspect_probes.linear import BudgetedProbe
 from introspect_probes.probe_set import answer_features, answer_tail
 from introspect_probes.scoring_benchmark import random_probes, random_prompt, random_row, scoring_benchmark
 
@@ -44,9 +45,14 @@ def test_every_column_is_the_one_of_the_whole_feature_vector(shape: Shape) -> No
 @pytest.mark.parametrize("shape", SHAPES)
 def test_signals_are_those_of_single_tokens(shape: Shape) -> None:
     rng = np.random.default_rng(2)
-    probes = random_probes(shape, 30, rng)
+    probes, other = random_probes(shape, 30, rng), random_probes(shape, 30, rng)
     assert probes.claims is not None
     assert probes.strategy is not None
+    assert other.claims is not None
+    internal = BudgetedProbe(probes.claims.internal.whole, other.claims.internal.whole)
+    confidence = BudgetedProbe(probes.confidence.whole, other.confidence.whole)
+    probes = replace(probes, claims=replace(probes.claims, internal=internal), confidence=confidence)
+    assert probes.claims is not None
     batch, single = batch_of(shape, 6, rng)
     scorer = BatchScorer(probes)
     signals = scorer.score(batch)
@@ -57,7 +63,7 @@ def test_signals_are_those_of_single_tokens(shape: Shape) -> None:
     prompt = batch.prompts[0]
     tail = answer_tail(single[-1].logits, 6, risks, list(batch.kinds), prompt)
     ours = scorer.confidence(signals.confidence_heads.sum(0, keepdims=True), np.array([6]), tail[None], np.array([False]))
-    logit = probes.confidence.logits(answer_features(single, risks, list(batch.kinds), prompt))[0]
+    logit = probes.confidence.logits(answer_features(single, risks, list(batch.kinds), prompt), False)
     assert ours[0] == pytest.approx(float(probes.confidence_calibration(logit, False)), abs=1e-5)
 
 

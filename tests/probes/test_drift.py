@@ -14,6 +14,7 @@ from introspect_probes.drift import STREAMS, DriftMonitor
 from introspect_probes.drift_study import delays, false_alarms
 from introspect_probes.errors import ProbesError
 from introspect_probes.guarantee import Guarantee
+from introspect_probes.linear import LinearProbe
 from introspect_probes.probe_set import ProbeSet, load_probe_set
 from introspect_probes.reference import Reference
 from introspect_probes.reference_fit import answer_streams, with_reference
@@ -82,14 +83,15 @@ def test_streams_of_an_answer_are_its_signals(probes: ProbeSet, traces: list[Tra
     assert found["confidence"] is not None
     assert 0 <= found["confidence"] <= 1
     tokens = load_table(traces[:1]).answers[0].tokens
-    assert found["feature_distance"] == pytest.approx(_distance(probes, np.mean([t.heads for t in tokens], axis=0)), rel=1e-4)
+    probe = probes.confidence.chosen(is_reduced=is_reduced(traces[0].prompt))
+    assert found["feature_distance"] == pytest.approx(_distance(probe, np.mean([t.heads for t in tokens], axis=0)), rel=1e-4)
     assert 0.1 < found["feature_distance"] < 5  # a few deviations at most: the fit met answers like this one
 
 
-def _distance(probes: ProbeSet, heads: np.ndarray) -> float:
+def _distance(probe: LinearProbe, heads: np.ndarray) -> float:
     """Root mean square of the deviations from the fit, of those features that confidence reads."""
-    used = np.flatnonzero(probes.confidence.weight[0, : len(heads)])
-    return float(np.sqrt(np.mean(((heads - probes.confidence.mean[: len(heads)]) / probes.confidence.scale[: len(heads)])[used] ** 2)))
+    used = np.flatnonzero(probe.weight[0, : len(heads)])
+    return float(np.sqrt(np.mean(((heads - probe.mean[: len(heads)]) / probe.scale[: len(heads)])[used] ** 2)))
 
 
 def test_the_reference_is_kept_with_the_probe_set(probes: ProbeSet, traces: list[Trace], tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from introspect.types import LogitStats, PromptInfo, StepTrace
 from introspect_probes.errors import ProbesError
 from introspect_probes.features import Shape, token_features
 from introspect_probes.grammar import WORDS_GRAMMAR, WORLD_GRAMMAR, claim_finder
-from introspect_probes.linear import BudgetedPlatt, Platt
+from introspect_probes.linear import BudgetedPlatt, BudgetedProbe, LinearProbe, Platt
 from introspect_probes.probe_set import ProbeSet, answer_features
 from introspect_probes.scoring_benchmark import random_probes, random_prompt, random_row
 from introspect_probes.signals import TokenSignal
@@ -68,8 +68,9 @@ def expected(probes: ProbeSet, steps: Sequence[StepTrace], prompt: PromptInfo) -
         strategy = None
         if claim is not None and probes.strategy is not None:
             strategy = probes.strategy.state(probes.strategy.probabilities(features.heads))
-        logit = probes.confidence.logits(answer_features(seen, risks, kinds, prompt))[0]
-        confidence = float(probes.confidence_calibration(logit, prompt.budget.effective < prompt.budget.prompt_tokens))
+        reduced = prompt.budget.effective < prompt.budget.prompt_tokens
+        logit = probes.confidence.logits(answer_features(seen, risks, kinds, prompt), reduced)
+        confidence = float(probes.confidence_calibration(logit, reduced))
         said.append(TokenSignal(index, confidence * (1.0 if in_domain is None else in_domain), risk, strategy, is_final=True))
     return said
 
@@ -107,11 +108,21 @@ def test_every_word_has_the_signals_of_the_whole_feature_vector(shape: Shape, gr
 
 
 def every_weight(probes: ProbeSet, rng: np.random.Generator) -> ProbeSet:
-    """The same with a prior that reads place, kind and budget, and with calibrations that tell caches apart."""
+    """The same with a prior that reads place, kind and budget, and with probes and calibrations that tell caches apart."""
     assert probes.claims is not None
-    prior = replace(probes.claims.prior, weight=rng.normal(0, 0.3, probes.claims.prior.weight.shape).astype(np.float32))
+    claims = probes.claims
+
+    def drawn(probe: LinearProbe) -> LinearProbe:
+        return replace(probe, weight=rng.normal(0, 0.3, probe.weight.shape).astype(np.float32))
+
+    def apart(both: BudgetedProbe) -> BudgetedProbe:
+        """Other weights on other features under a reduced cache."""
+        return BudgetedProbe(both.whole, replace(both.whole, weight=np.roll(both.whole.weight, 7, axis=1), bias=both.whole.bias + 0.5))
+
+    prior = BudgetedProbe(drawn(claims.prior.whole), drawn(claims.prior.reduced))
     calibration = BudgetedPlatt(Platt(-0.9, 0.2), Platt(-0.4, -0.3))
-    return replace(probes, claims=replace(probes.claims, prior=prior, calibration=calibration), confidence_calibration=calibration)
+    claims = replace(claims, internal=apart(claims.internal), prior=prior, calibration=calibration)
+    return replace(probes, confidence=apart(probes.confidence), claims=claims, confidence_calibration=calibration)
 
 
 @pytest.mark.parametrize("last", ["with no row", "never"])
@@ -191,6 +202,6 @@ def test_a_row_of_another_model_is_refused_rather_than_read_beyond_its_end() -> 
 def test_probes_of_another_length_are_refused() -> None:
     rng = np.random.default_rng(7)
     probes = random_probes(Shape(3, 6, 2), 60, rng)
-    short = replace(probes.confidence, weight=probes.confidence.weight[:, :-1])
+    short = BudgetedProbe.one(replace(probes.confidence.whole, weight=probes.confidence.whole.weight[:, :-1]))
     with pytest.raises(ProbesError, match="expected a probe on"):
         replace(probes, confidence=short).prepare()

@@ -14,13 +14,12 @@ from numpy.typing import NDArray
 from introspect.engine import Engine
 from introspect.loading import load_model
 from introspect.provenance import provenance
-from introspect_probes.claim_baselines import logit_matrix
+from introspect_probes.claim_baselines import L_STRENGTHS, fitted_by_cache, logit_matrix
 from introspect_probes.claim_evaluation import compare, within_position_and_type
 from introspect_probes.dataset import Claims, Table, load_table
 from introspect_probes.errors import ProbesError
-from introspect_probes.fitting import fit_logistic
 from introspect_probes.labels import read_labelled
-from introspect_probes.linear import LinearProbe
+from introspect_probes.linear import BudgetedProbe
 from introspect_probes.metrics import probability_metrics
 from introspect_probes.parts import OUTSIDE_KIND, part_of
 from introspect_probes.probe_set import ProbeSet
@@ -65,7 +64,7 @@ def free_running(
         raise ProbesError(f"the probe set {probes.name} has no hallucination risk; train one on answers with claims")
     out.mkdir(parents=True, exist_ok=True)
     request = {"n": n, "seed": seed, "probe_set": probes.name}
-    base: LinearProbe | None = None
+    base: BudgetedProbe | None = None
     engine: Engine | None = None
     results = []
     for shift in [get_shift(name) for name in arms]:
@@ -84,8 +83,8 @@ def free_running(
     return results
 
 
-def fit_base(traces: Sequence[Path]) -> LinearProbe:
-    """L: an l1 regression on all logit statistics with position, repetition, type and budget.
+def fit_base(traces: Sequence[Path]) -> BudgetedProbe:
+    """L: l1 regressions, by cache as the probes are, on all logit statistics with position, repetition, type and budget.
 
     Raises:
         ProbesError: the folders hold no claims of the fit part.
@@ -94,10 +93,10 @@ def fit_base(traces: Sequence[Path]) -> LinearProbe:
     claims = load_table(known).claims
     if not len(claims):
         raise ProbesError("L is fitted on the traces that the probes were fitted on: give their folders")
-    return fit_logistic(logit_matrix(claims), claims.label, claims.group, strengths=(0.03, 0.1, 1.0), what="L")[0]
+    return fitted_by_cache(logit_matrix(claims), claims, L_STRENGTHS)
 
 
-def judge(shift: Shift, probes: ProbeSet, base: LinearProbe, test: Table) -> dict[str, Any]:
+def judge(shift: Shift, probes: ProbeSet, base: BudgetedProbe, test: Table) -> dict[str, Any]:
     """The probe set and L on one arm.
 
     Raises:
@@ -108,7 +107,7 @@ def judge(shift: Shift, probes: ProbeSet, base: LinearProbe, test: Table) -> dic
         raise ProbesError(f"{shift.name}: expected hallucination risk, and claims both true and false; record more cases")
     scores: dict[str, NDArray[np.floating]] = {
         "max probability": -claims.logits[:, 3].astype(np.float64),
-        "L": base.logits(logit_matrix(claims))[:, 0],
+        "L": base.logits(logit_matrix(claims), claims.reduced),
         "probe": risk_logits(probes.claims.internal, probes.claims.prior, claims),
     }
     cases = np.array([test.answers[a].trace.case_id for a in claims.answer])
