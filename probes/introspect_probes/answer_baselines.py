@@ -23,7 +23,7 @@ def answer_scores(fit: Table, test: Table) -> dict[str, Floats]:
     """Scores of every test answer. What must be fitted is fitted on `fit` and tuned in the same way.
 
     NaN where a score cannot be had: L+H is fitted on the answers that hold hidden states and scores those that do; agreement
-    is of answers that were sampled.
+    is of answers that were sampled; some training-free scores need a picture, or words enough.
     """
     kinds = sorted({a.trace.kind for a in fit.answers})
     conditions = sorted({a.trace.condition for a in fit.answers})
@@ -56,7 +56,7 @@ def answer_scores(fit: Table, test: Table) -> dict[str, Floats]:
         "question type and length": fitted(lambda t: np.concatenate([kind(t), length(t)], 1)),
         "budget and policy": fitted(condition),
         "question and answer text": text_probabilities(_texts(fit), fit.correct, _texts(test)),
-        **{e.title: e.sign * free[name] for name, e in SCORES.items() if np.isfinite(free[name]).all()},
+        **{e.title: e.sign * free[name] for name, e in SCORES.items() if np.isfinite(free[name]).any()},
         "CES": fitted(entropy),
     }
     scores["agreement of samples"] = test.agreement
