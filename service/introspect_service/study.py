@@ -58,11 +58,14 @@ def free_running(
     """False claims in free-running answers, under budgets and in pictures that the probe set was not fitted on."""
     from introspect_probes.probe_set import load_probe_set
     from introspect_probes.studies.free_running import free_running as run
-    from introspect_probes.studies.shifts import SHIFTS
+    from introspect_probes.studies.pooled_calibration import pooled_calibration
+    from introspect_probes.studies.shifts import SHIFTS, get_shift
     from introspect_probes.studies.tables import free_running_table
 
-    results = run(out, load_probe_set(probes), traces, model=model, arms=arm or list(SHIFTS), n=n, seed=seed, work=work)
-    typer.echo(free_running_table(results))
+    own, arms = load_probe_set(probes), arm or list(SHIFTS)
+    results = run(out, own, traces, model=model, arms=arms, n=n, seed=seed, work=work)
+    pooled = pooled_calibration(out, own, [get_shift(name) for name in arms], work, results[0]["request"])
+    typer.echo(free_running_table(results, pooled))
 
 
 @study.command("attack")

@@ -8,11 +8,15 @@ import numpy as np
 import pytest
 
 from introspect.types import Budget
+from introspect_probes.dataset import load_table
 from introspect_probes.errors import ProbesError
+from introspect_probes.published import published_confidence
 from introspect_probes.record import record
 from introspect_probes.studies import free_running as study
+from introspect_probes.studies.pooled_calibration import ALL, FILE, USUAL, pooled_calibration
 from introspect_probes.studies.shifts import HEAVY_NOISE, SHIFTS, get_shift
-from introspect_probes.studies.tables import free_running_table
+from introspect_probes.studies.tables import free_running_table, read_results
+from introspect_probes.traces import read_traces
 from introspect_probes.worlds.scene import PHOTOGRAPHERS
 from introspect_probes.worlds.world import get_world
 
@@ -56,7 +60,27 @@ def test_every_arm_is_judged_filed_and_not_run_again(engine, probes, fitted_on, 
     assert result["confidence"]["count"] == result["answers"]
     monkeypatch.setattr(study, "record", None)
     assert study.free_running(tmp_path / "out", probes, [fitted_on], **given) == [result]
-    assert "| snapkv-6 |" in free_running_table([result])
+    request = result["request"]
+    pooled = pooled_calibration(tmp_path / "out", probes, [get_shift("snapkv-6")], tmp_path / "work", request)
+    assert json.loads((tmp_path / "out" / FILE).read_text()) == pooled
+    assert pooled[USUAL] == pooled[ALL]  # of one arm, whose pictures are usual
+    assert {name: pooled[ALL]["confidence"][name] for name in ("count", "ece")} == {n: result["confidence"][n] for n in ("count", "ece")}
+    assert "| snapkv-6 |" in free_running_table([result], pooled)
+    assert read_results(tmp_path / "out", list(SHIFTS)) == [result]
+
+
+def test_calibration_is_over_all_answers_of_the_arms_that_are_asked_for(engine, probes, tmp_path):
+    shifts = [get_shift("full"), get_shift("heavy-noise"), get_shift("grid-4x4")]
+    for number, shift in enumerate(shifts):
+        record(shift.cases(8, seed=number), engine, tmp_path / shift.name, budgets=[shift.budget])
+    pooled = pooled_calibration(tmp_path, probes, shifts, tmp_path, {"seed": 0})
+    tables = [load_table(read_traces(tmp_path / shift.name)) for shift in shifts]
+    confidence = np.concatenate([published_confidence(probes, table) for table in tables])
+    right = np.concatenate([table.correct for table in tables]).astype(np.int64)
+    assert pooled[ALL]["confidence"]["count"] == 24
+    assert pooled[ALL]["confidence"]["brier"] == pytest.approx(np.mean((confidence - right) ** 2), abs=1e-4)
+    assert pooled[USUAL]["confidence"]["count"] == 8
+    assert pooled_calibration(tmp_path, probes, [get_shift("grid-4x4")], tmp_path, {"seed": 1}).keys() & {USUAL, ALL} == {ALL}
 
 
 def test_wrong_inputs_are_named(probes, tmp_path):
@@ -74,9 +98,12 @@ def test_the_table_counts_the_aims_that_were_met():
         facts = {"kept": 0.2, "answers": 10, "right": 0.5, "risk": {"ece": 0.02}, "confidence": {"ece": 0.03}}
         return {"arm": arm, "degrades": degrades, "claims": claims, "within_position_and_type": position, **facts}
 
+    told = {"count": 10_500, "ece": 0.025, "intervals": {"ece": [0.025, 0.02, 0.031]}}
     text = free_running_table(
-        [result("tight", "cache", 0.07, 0.9), result("loose", "cache", 0.02, 0.8), result("dark", "image", 0.02, 0.9)]
+        [result("tight", "cache", 0.07, 0.9), result("loose", "cache", 0.02, 0.8), result("dark", "image", 0.02, 0.9)],
+        {ALL: {"confidence": told, "risk": told}},
     )
+    assert "over all arms: 0.025 [0.020, 0.031] of the confidence of 10,500 answers" in text
     assert "Where the cache is degraded, 0.06 or more over L with the interval above zero: 1 of 2 arms (tight)." in text
     assert "Where the image is degraded, 0.03 or more over L with the interval above zero: 0 of 1 arms." in text
     assert "At least .85 within type and position: 2 of 3 arms." in text

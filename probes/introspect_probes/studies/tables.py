@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from introspect_probes.studies.contrast import random_effects
+from introspect_probes.studies.pooled_calibration import ALL, FILE, USUAL
 
 AIM, NULL = 0.02, 0.01
 """The gain that was hoped for under eviction, and the largest that the control may show (issue 5)."""
@@ -20,7 +21,7 @@ _SHORT = {"normalised": "normalised statistics", "lse": "lse", "retention": "ret
 
 def read_results(folder: Path, order: Sequence[str]) -> list[dict[str, Any]]:
     """The result files of a study's folder, model by model, arms in the given order."""
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json")) if path.name != FILE]
     return sorted(found, key=lambda r: (r.get("model", {}).get("name", ""), list(order).index(r["arm"])))
 
 
@@ -186,8 +187,8 @@ def markdown_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *body))
 
 
-def free_running_table(results: Sequence[dict[str, Any]]) -> str:
-    """False claims in free-running answers: the frozen probe set against L, and which aims were met."""
+def free_running_table(results: Sequence[dict[str, Any]], pooled: dict[str, Any]) -> str:
+    """False claims in free-running answers: the frozen probe set against L, which aims were met, and calibration over arms."""
     head = ["arm", "kept", "answers", "right", "claims", "false", "max probability", "L", "probe", "probe - L"]
     head += ["probe within type and position", "ECE of risk", "ECE of confidence"]
     body = []
@@ -208,7 +209,17 @@ def free_running_table(results: Sequence[dict[str, Any]]) -> str:
                 f"{r['confidence']['ece']:.3f}",
             ]
         )
-    return markdown_table(head, body) + "\n\n" + " ".join(_aims(results))
+    calibration = [_calibration(name, pooled[name]) for name in (USUAL, ALL) if name in pooled]
+    return markdown_table(head, body) + "\n\n" + " ".join([*_aims(results), *calibration])
+
+
+def _calibration(name: str, own: dict[str, Any]) -> str:
+    confidence, risk = own["confidence"], own["risk"]
+    low, high = confidence["intervals"]["ece"][1:]
+    return (
+        f"Debiased calibration error over {name}: {confidence['ece']:.3f} [{low:.3f}, {high:.3f}] of the confidence of "
+        f"{confidence['count']:,} answers (aim: .03 over 10,000), {risk['ece']:.3f} of the risk of {risk['count']:,} claims."
+    )
 
 
 def _aims(results: Sequence[dict[str, Any]]) -> list[str]:
