@@ -55,30 +55,37 @@ RECORD := $(VENV)/bin/introspect record
 ANSWERED := --seed 1 $(MIX) --budget full --budget snapkv:20%
 REDUCED := --seed 1 $(MIX) --budget snapkv:12% --budget coverage:20% --budget coverage:12% --budget random:40%
 EXPLAINED := --seed 2 $(MIX) --budget full --budget snapkv:20% --interventions
+WHOLE := --seed 5 $(MIX) --budget full
 FACTS := --seed 3 --weight fact=1 --weight fact_unknown=1 --weight fact_note=0.5 --budget full --budget snapkv:20% --interventions
 POOLS := probe calibration test
 
 .PHONY: $(addprefix traces-,$(POOLS))
 traces-probe: CASES := 1500
 traces-probe: EXPLAIN := 260
+traces-probe: MORE := 6000
+traces-probe: FACT := 500
 traces-probe: REDUCE := 600 --hidden
 traces-calibration: CASES := 700
 traces-calibration: EXPLAIN := 120
+traces-calibration: MORE := 2000
+traces-calibration: FACT := 120
 traces-calibration: REDUCE := 300
 traces-test: CASES := 1200
 traces-test: EXPLAIN := 120
+traces-test: FACT := 120
 traces-test: REDUCE := 300 --hidden
 $(addprefix traces-,$(POOLS)): traces-%: install-dev
 	$(RECORD) --out $(RUNS)/$* --world digits --pool $* --n $(CASES) $(ANSWERED)
 	$(if $(filter calibration,$*),,$(RECORD) --out $(RUNS)/$* --world outside --pool $* --seed 1 --n 240)
 	$(RECORD) --out $(RUNS)/$* --world digits --pool $* --n $(EXPLAIN) $(EXPLAINED)
-	$(RECORD) --out $(RUNS)/$* --world digits --pool $* --n 120 $(FACTS)
+	$(RECORD) --out $(RUNS)/$* --world digits --pool $* --n $(FACT) $(FACTS)
 	$(RECORD) --out $(RUNS)/$* --world digits --pool $* --n $(REDUCE) $(REDUCED)
+	$(if $(MORE),$(RECORD) --out $(RUNS)/$* --world digits --pool $* --n $(MORE) $(WHOLE))
 
 probes: $(addprefix traces-,$(POOLS))
 	$(VENV)/bin/introspect train --traces $(RUNS)/probe --traces $(RUNS)/calibration --target-risk 0.05 --delta 0.1 \
-	  --out probes/introspect_probes/embedded/probes --name embedded-3
-	$(VENV)/bin/introspect evaluate --probes embedded $(foreach p,$(POOLS),--traces $(RUNS)/$p) --out probes/results/embedded-3
+	  --out probes/introspect_probes/embedded/probes --name embedded-4
+	$(VENV)/bin/introspect evaluate --probes embedded $(foreach p,$(POOLS),--traces $(RUNS)/$p) --out probes/results/embedded-4
 
 clean:
 	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
