@@ -176,8 +176,10 @@ def test_provisional_signals_change_no_final_one(probes: ProbeSet, traces: list[
 
 @pytest.mark.parametrize("grammar", [WORLD_GRAMMAR, WORDS_GRAMMAR])
 def test_claims_behind_a_place_are_found_without_reading_all_before_it(grammar: str) -> None:
+    claims = 0
     for case in get_world("digits").cases(60, seed=1, pool="test"):
         finder = claim_finder(grammar, case.question)
+        claims += len(finder.find(case.answers[0]))
         answer = case.answers[0]
         starts = [(text, start) for text in (answer, answer[: len(answer) // 2], answer[:-1]) for start in range(len(text))]
         for text, start in starts:
@@ -186,6 +188,7 @@ def test_claims_behind_a_place_are_found_without_reading_all_before_it(grammar: 
             assert (found is None) == (wanted is None)
             if found is not None and wanted is not None:
                 assert (found.start, found.end, found.kind, found.text) == (wanted.start, wanted.end, wanted.kind, wanted.text)
+    assert claims > 100
 
 
 def test_a_row_of_another_model_is_refused_rather_than_read_beyond_its_end() -> None:

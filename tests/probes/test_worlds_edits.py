@@ -69,30 +69,38 @@ def test_an_edited_cell_keeps_its_look_and_changes_its_content():
 
 
 def test_an_edited_case_has_the_answer_that_is_true_of_it():
+    edits = Counter()
     for case in PICTURED:
-        for edited in (edit_evidence(case, case.evidence, rng(), "test"), edit_distractors(case, case.evidence, rng(), "test")):
+        for edit in (edit_evidence, edit_distractors):
+            edited = edit(case, case.evidence, rng(), "test")
             if edited is not None:
+                edits[edit] += 1
                 truth = true_answer(edited.question, edited.scene, edited.context)
                 assert (edited.question, edited.answers) == (case.question, (truth.answer,))
                 assert judge(edited, edited.answers[0]).is_correct
+    assert min(edits[edit_evidence], edits[edit_distractors]) > 200
 
 
 def test_an_evidence_edit_changes_the_answer_where_it_can():
     """The digit under a question about the digit, the colour under one about the colour: always."""
+    kinds = Counter()
     for case in PICTURED:
         change = {"digit_at": "digit", "color_at": "color", "digit_of": "digit", "color_of": "color"}.get(case.kind)
         if change and case.answers[0] != "none":
             edited = edit_evidence(case, case.evidence, rng(), "test", change)
             assert edited.answers != case.answers
             assert judge(edited, case.answers[0]).has_false_claim
+            kinds[case.kind] += 1
+    assert set(kinds) == {"digit_at", "color_at", "digit_of", "color_of"}
 
 
 def test_an_evidence_edit_of_a_row_never_leaves_its_sum():
     """Several digits redrawn at once could add up to the old total."""
-    for case in PICTURED:
-        if case.kind == "sum_row" and len(filled(case, case.evidence)) > 1:
-            for seed in range(10):
-                assert edit_evidence(case, case.evidence, np.random.default_rng(seed), "test", "digit").answers != case.answers
+    rows = [case for case in PICTURED if case.kind == "sum_row" and len(filled(case, case.evidence)) > 1]
+    assert len(rows) > 10
+    for case in rows:
+        for seed in range(10):
+            assert edit_evidence(case, case.evidence, np.random.default_rng(seed), "test", "digit").answers != case.answers
 
 
 def test_removing_the_evidence_leaves_an_empty_cell():
@@ -137,7 +145,9 @@ def test_a_distractor_edit_spares_the_evidence_and_the_answer(change):
 
 
 def test_where_everything_is_evidence_there_are_no_distractors():
-    assert all(edit_distractors(c, c.evidence, rng(), "test") is None for c in PICTURED if c.kind == "count")
+    counts = [case for case in PICTURED if case.kind == "count"]
+    assert len(counts) > 10
+    assert all(edit_distractors(case, case.evidence, rng(), "test") is None for case in counts)
 
 
 def test_edits_follow_their_generator():
@@ -184,7 +194,9 @@ def test_an_edited_caption_names_another_photographer_and_no_other_truth():
 
 
 def test_a_case_without_context_has_none_to_edit():
-    assert all(edit_context(c, rng()) is None for c in CASES if not c.context)
+    without = [case for case in CASES if not case.context]
+    assert len(without) > 100
+    assert all(edit_context(case, rng()) is None for case in without)
 
 
 def test_a_fact_stays_what_it_is_whatever_the_picture_shows():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from urllib.parse import urlsplit
 
 import httpx
@@ -110,10 +111,13 @@ def test_who_asks_too_often_is_told_when_to_come_back(settings, backend, make):
     own = settings.model_copy(update={"port": make.free_port(), "redis": "off", "rate_limit": 2})
     body = {"model": own.model, "messages": make.messages(), "max_tokens": 1}
     with make.running(own, backend) as (url, _):
-        answers = [httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60) for _ in range(3)]
-        assert [answer.status_code for answer in answers[:2]] == [200, 200]
-        if answers[2].status_code == 429:  # a very slow machine takes half a minute for two tokens
-            assert 1 <= int(answers[2].headers["retry-after"]) <= 30
-            assert answers[2].json()["error"]["code"] == "rate_limit_exceeded"
-            assert 'introspect_admission_rejections_total{reason="rate_limit"} 1.0' in httpx.get(f"{url}/metrics").text
+        begun, answers = time.monotonic(), list[httpx.Response]()
+        while len(answers) < 20 and (not answers or answers[-1].status_code == 200):
+            answers.append(httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60))
+        refused, minutes = answers[-1], (time.monotonic() - begun) / 60
+        assert refused.status_code == 429
+        assert 3 <= len(answers) <= 3 + 2 * minutes, "two at once, and as many a minute"
+        assert 1 <= int(refused.headers["retry-after"]) <= 30
+        assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+        assert 'introspect_admission_rejections_total{reason="rate_limit"} 1.0' in httpx.get(f"{url}/metrics").text
         assert httpx.get(f"{url}/v1/models").status_code == 200, "reading is not limited"

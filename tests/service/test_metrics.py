@@ -45,7 +45,7 @@ def test_an_answer_is_counted_once_in_every_measure(own, make):
     )
     assert 0 < parts[0] <= parts[1] <= parts[2]
     spread = after["inter_token_latency_seconds_sum",]
-    assert parts[1] + spread == pytest.approx(parts[2], abs=0.5), "the first token and the times between them make up the whole"
+    assert 0 < spread <= parts[2] - parts[1] + 1e-6, "the first token and the times between them are parts of the whole"
 
 
 def test_the_stream_s_counters_are_those_of_the_bus(own):

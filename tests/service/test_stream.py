@@ -98,6 +98,7 @@ def test_entries_are_flat_cloudevents(client, settings, stream_url, last_id, mak
     events_after(stream_url, last_id)
     with Redis.from_url(stream_url, decode_responses=True) as raw:
         entries = [fields for _, fields in raw.xrange(STREAM_KEY, min=f"({last_id}")]
+    assert [fields["type"].split(".")[1] for fields in entries] == ["started", "step", "completed"]
     for fields in entries:
         assert set(fields) == {"specversion", "id", "source", "type", "subject", "time", "datacontenttype", "sequence", "data"}
         assert fields["specversion"] == "1.0"
