@@ -198,10 +198,18 @@ class Runner:
         self._heard.put((ticket, event))
 
     def _score_all(self) -> None:
-        while (item := self._heard.get()) is not None:
-            ticket, event = item
-            if not ticket.is_over:
-                self._take(ticket, event)
+        """Score all that has come before the event loop is woken: the engine tells of a step of every running answer at once."""
+        is_open = True
+        while is_open:
+            first = self._heard.get()
+            for item in (first, *(self._heard.get() for _ in range(self._heard.qsize()))):
+                if item is None:
+                    is_open = False
+                    break
+                ticket, event = item
+                if not ticket.is_over:
+                    self._take(ticket, event)
+            self._wake()
 
     def _take(self, ticket: Ticket, event: StepTrace | Exception | None) -> None:
         """The next thing that became of an answer; nothing where somebody only says that it is to end."""
@@ -238,9 +246,12 @@ class Runner:
         self._tell(ticket, last)
 
     def _tell(self, ticket: Ticket, what: Progress | Failed) -> None:
-        """Let the event loop know; it is woken once for all that is said before it wakes."""
+        """Keep it for the event loop, which `_wake` wakes."""
         self._said.append((ticket.listener, what))
-        if not self._is_calling and self._loop is not None and not self._loop.is_closed():
+
+    def _wake(self) -> None:
+        """Let the event loop take what was said; once for all that is said before it does."""
+        if self._said and not self._is_calling and self._loop is not None and not self._loop.is_closed():
             self._is_calling = True
             with suppress(RuntimeError):  # the loop closed in between: nobody is left to tell
                 self._loop.call_soon_threadsafe(self._hand_over)

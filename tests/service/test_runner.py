@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import numpy as np
 import pytest
@@ -34,6 +35,18 @@ class Unscored:
     def session(self, prompt, *, provisional):
         assert not provisional
         return TrainingFreeScores(prompt)
+
+
+class Gated(Unscored):
+    """Begins to score when it is let."""
+
+    def __init__(self):
+        self.begun, self.gate = threading.Event(), threading.Event()
+
+    def session(self, prompt, *, provisional):
+        self.begun.set()
+        assert self.gate.wait(10)
+        return super().session(prompt, provisional=provisional)
 
 
 class Hand:
@@ -152,6 +165,25 @@ def test_a_listener_that_raises_does_not_silence_the_others():
         engine.answer("bad")
         engine.answer("good")
         await until(lambda: len(heard["good"]) == 5)
+
+    run(scene, max_batch=2)
+
+
+def test_the_event_loop_is_woken_once_for_all_that_came_while_a_step_was_scored():
+    async def scene(engine, runner, submit, heard):
+        slow, first, woken = Gated(), [], []
+        runner.submit(Request("first", ()), first.append, slow)
+        submit("second")
+        await until(lambda: {"first", "second"} <= set(engine.sinks))
+        loop = asyncio.get_running_loop()
+        call, loop.call_soon_threadsafe = loop.call_soon_threadsafe, lambda *given: (woken.append(given), call(*given))
+        engine.answer("first")
+        assert slow.begun.wait(10)
+        engine.answer("second")
+        slow.gate.set()
+        await until(lambda: len(first) == len(heard["second"]) == 5)
+        assert [what.step.index for what in heard["second"][1:-1]] == [0, 1, 2]
+        assert len(woken) <= 2  # for the step that was scored meanwhile, and for all others
 
     run(scene, max_batch=2)
 
