@@ -218,8 +218,10 @@ def _add_word(
 
 
 @cache
-def compiled() -> Callable[..., None]:
+def compiled() -> Callable[..., float]:
     """The function that does to an answer's numbers what a step of the engine asks for; compiled, or loaded, at the first call.
+
+    It returns the confidence that was worked out last: what is said of most tokens, and NumPy takes longer to look it up.
 
     Arguments are the five arrays, `ROW` of the step, its query's token index, what is to be done, the claim of the word to be
     scored (its number among `CLAIM_KINDS`, or -1), the entropy behind that word (NaN where it is not known), then of a new
@@ -228,7 +230,7 @@ def compiled() -> Callable[..., None]:
     real, index = types.float64, types.int64
     own = [index[::1], types.float32[:, ::1], real[::1], types.float32[::1], real[::1]]
     row = [types.Array(from_dtype(np.dtype(kind)), dimensions, "C", readonly=True) for kind, dimensions in ROW_TYPES]
-    signature = types.void(*own, *row, index, index, index, real, *[real] * 8, index)
+    signature = real(*own, *row, index, index, index, real, *[real] * 8, index)
     try:
         return njit(signature, cache=True, error_model="numpy")(_advance)  # type: ignore[no-any-return]
     except RuntimeError:  # neither the package's folder nor the user's cache can be written to
@@ -241,7 +243,7 @@ def _advance(
     self_mass: Any, previous_mass: Any, mean_distance: Any, windowed_distance: Any, mass: Any, retained: Any, argmax: Any,
     position: int, do: int, kind: int, following: float, logprob: float, doubt: float, margin: float,
     top1: float, top2: float, top3: float, top4: float, top5: float, repetition: int,
-) -> None:  # fmt: skip
+) -> Any:  # fmt: skip
     if do & READ:
         of_heads = (lse, entropy, sum_sq, max_prob, image_entropy, image_max, image_output_share, self_mass, previous_mass)
         if not _fits(ints, (*of_heads, mean_distance, windowed_distance), mass, retained, argmax):
@@ -267,3 +269,4 @@ def _advance(
         x[: ints[COLUMNS]] = x[ints[COLUMNS] : 2 * ints[COLUMNS]]
     if do & WORD:
         _add_word(ints, x, state, logprob, doubt, margin, top1, top2, top3, top4, top5, repetition)
+    return state[CONFIDENCE]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from dataclasses import dataclass
 from operator import attrgetter
+from typing import NamedTuple
 
 from introspect.types import HeadRow, PromptInfo, StepTrace
 from introspect_probes import compiled as at
@@ -28,11 +27,10 @@ _NO_WORD = (0.0, 0.0, 0.0, *_FLOOR, 0)
 _arrays = attrgetter(*at.ROW)
 
 
-@dataclass(frozen=True)
-class _Word:
-    """A word whose reading row has not come: its index, the row that predicted it and where that stands, its claim."""
+class _Word(NamedTuple):
+    """A word whose reading row has not come: its place among the tokens, the row that predicted it and where that stands, its claim."""
 
-    index: int
+    number: int
     heads: HeadRow
     position: int
     claim: Claim | None
@@ -64,8 +62,10 @@ class ProbeSession:
         self._narrow = probes.narrow(is_reduced=self._is_reduced)
         self._numbers = self._narrow.answer(prompt, self._in_domain)
         self._compiled, self._own = at.compiled(), (*self._narrow.tables, *self._numbers)
-        self._said: Counter[int] = Counter()
+        self._said: dict[int, int] = {}
         self._word: _Word | None = None
+        self._last = _NOT_KNOWN
+        """Confidence as it was worked out last, provisional or not."""
         self._confidence: float | None = None
         self._claims: list[tuple[Claim, HallucinationRisk, Strategy | None]] = []
         self._strategies: list[Strategy] = []
@@ -130,16 +130,17 @@ class ProbeSession:
         if logits is not None:
             do |= at.WORD
             top = logits.top_logprobs[:5]
-            said = self._said[step.token_id]
+            said = self._said.get(step.token_id, 0)
             self._said[step.token_id] = said + 1
             word = (logits.logprob, logits.entropy, logits.margin, *(top if len(top) == 5 else (*top, *_FLOOR)[:5]), said)
         row = _arrays(step.heads) if step.heads is not None else self._narrow.no_row
-        self._compiled(*self._own, *row, step.position, do, kind, following, *word)
+        self._last = self._compiled(*self._own, *row, step.position, do, kind, following, *word)
         return self._close(held) if held is not None else None
 
     def _score_alone(self, word: _Word, do: int, following: float) -> None:
         """Score a word while it has no reading row: the row that predicted it stands for that."""
-        self._compiled(*self._own, *_arrays(word.heads), word.position + 1, at.READ | at.SCORE | do, word.kind, following, *_NO_WORD)
+        row, do = _arrays(word.heads), at.READ | at.SCORE | do
+        self._last = self._compiled(*self._own, *row, word.position + 1, do, word.kind, following, *_NO_WORD)
 
     def _close(self, word: _Word) -> TokenSignal:
         """The last word on a word that has just been scored for good."""
@@ -154,13 +155,13 @@ class ProbeSession:
 
     def _told(self, word: _Word, *, is_final: bool) -> TokenSignal:
         """What was said last, of a word."""
-        state, probes = self._numbers.state, self.probes
-        confidence, risk, internal, prior = state[: at.PRIOR + 1].tolist()
         if word.claim is None:
-            return TokenSignal(word.index, confidence, None, None, is_final)
+            return TokenSignal(word.number, self._last, None, None, is_final)
+        state, probes = self._numbers.state, self.probes
+        risk, internal, prior = state[at.RISK : at.PRIOR + 1].tolist()
         return TokenSignal(
-            word.index,
-            confidence,
+            word.number,
+            self._last,
             HallucinationRisk(risk, internal, prior, self.finder.level) if probes.claims is not None else None,
             probes.strategy.state(state[self._narrow.states]) if probes.strategy is not None else None,
             is_final,

@@ -85,7 +85,7 @@ class Unfolding:
     def __init__(self, scorer: Scores) -> None:
         self._scorer, self._started = scorer, time.perf_counter()
         self._session: Session | None = None
-        self._held: Token | None = None
+        self._held: tuple[StepTrace, TokenSignal | None] | None = None
         self._text, self._count = "", 0
 
     def take(self, step: StepTrace) -> list[Progress]:
@@ -97,11 +97,13 @@ class Unfolding:
         signals = self._session.step(step)
         held, self._held = self._held, None
         if held is not None:
-            said.append(held if signals.revised is None else Token(held.step, signals.revised))
+            last, current = held
+            known = signals.revised or current or TokenSignal(last.index, None, None, None, is_final=False)
+            said.append(Token(last, known))
         self._text += step.text
         if step.finish_reason is None:
             self._count += 1
-            self._held = Token(step, signals.current or TokenSignal(step.index, None, None, None, is_final=False))
+            self._held = (step, signals.current)
         else:
             seconds = time.perf_counter() - self._started
             signal = self._session.finish()

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, ClassVar
 
 from introspect_probes.signals import Strategy, TokenSignal
 from introspect_service import clock
 from introspect_service.events import StepData
 from introspect_service.generation import Token
-from introspect_service.signals import rounded
 
 _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
@@ -42,8 +42,7 @@ def _strategy(strategy: Strategy) -> dict[str, Any]:
 
 def _number(name: str, value: float | None) -> str:
     """A member of an object and its comma; nothing of what is not known, and of what JSON cannot carry."""
-    known = rounded(value)
-    return "" if known is None else f'"{name}":{float.__repr__(known)},'
+    return f'"{name}":{value:.6f},' if value is not None and isfinite(value) else ""
 
 
 @dataclass(frozen=True)
