@@ -23,9 +23,10 @@ FORMAT = "introspect-answer/1"
 HEAD_FIELDS = tuple(field.name for field in fields(HeadRow))
 _FP32 = ("lse", "mean_distance", "windowed_distance")  # of a size that fp16 cannot tell apart
 _INT32 = ("argmax_position", "image_argmax_position", "retained")
-_DTYPES: dict[str, type[np.generic]] = {
+DTYPES: dict[str, type[np.generic]] = {
     name: np.float32 if name in _FP32 else np.int32 if name in _INT32 else np.float16 for name in HEAD_FIELDS
 }
+"""In which precision each is kept."""
 _PER_SEGMENT = ("mass", "retained")
 
 Row = Mapping[str, NDArray[Any]]
@@ -48,18 +49,13 @@ STATISTICS = _statistics()
 
 def compact_row(heads: HeadRow) -> Row:
     """A copy of `heads` in the precision that traces have too: log-sum-exp and distances fp32, indices int32, the rest fp16."""
-    return {name: np.asarray(getattr(heads, name)).astype(dtype) for name, dtype in _DTYPES.items()}
+    return {name: np.asarray(getattr(heads, name)).astype(dtype) for name, dtype in DTYPES.items()}
 
 
 def head_row(row: Row) -> HeadRow:
     """The row in the engine's terms again."""
     arrays: dict[str, Any] = {name: array.astype(np.float32) if array.dtype == np.float16 else array for name, array in row.items()}
     return HeadRow(**arrays)
-
-
-def row_bytes(row: Row) -> int:
-    """Memory of a row's numbers."""
-    return sum(array.nbytes for array in row.values())
 
 
 def head_map(row: Row, statistic: str) -> list[list[float | int | None]]:
@@ -121,6 +117,6 @@ def to_safetensors(prompt: PromptInfo, steps: Sequence[StepTrace], rows: Sequenc
         "prompt.logical": np.ascontiguousarray(prompt.logical),
         "prompt.retention": np.ascontiguousarray(prompt.retention),
     }
-    if rows:
-        arrays |= {f"heads.{name}": np.stack([row[name] for row in rows]) for name in HEAD_FIELDS}
+    if kept := list(rows):
+        arrays |= {f"heads.{name}": np.stack([row[name] for row in kept]) for name in HEAD_FIELDS}
     return save(arrays, metadata={"format": FORMAT, "feature_schema": feature_schema, "answer": summary})

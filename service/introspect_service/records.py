@@ -10,8 +10,8 @@ from dataclasses import replace
 
 from introspect.types import PromptInfo, StepTrace
 from introspect_probes.signals import TokenSignal
-from introspect_service.compact import Row, compact_row, row_bytes
 from introspect_service.generation import Begun, Ended, Progress, Token
+from introspect_service.head_rows import HeadRows
 from introspect_service.publisher import AnswerPublisher
 from introspect_service.runner import Failed
 
@@ -23,16 +23,19 @@ class Bell:
     """Wakes everybody who waits for a change."""
 
     def __init__(self) -> None:
-        self._change = asyncio.Event()
+        self._change: asyncio.Event | None = None
 
     def ring(self) -> None:
         """Something changed."""
-        change, self._change = self._change, asyncio.Event()
-        change.set()
+        if self._change is not None:
+            self._change.set()
+            self._change = None
 
     @property
     def next(self) -> asyncio.Event:
         """Set at the next change; take it before looking, so that none is missed."""
+        if self._change is None:
+            self._change = asyncio.Event()
         return self._change
 
 
@@ -44,7 +47,7 @@ class AnswerRecord:
         publisher: publishes further events of this answer.
         prompt: what is answered.
         created: when it began, seconds since 1970.
-        steps: its tokens without head statistics, control tokens included.
+        steps: its tokens, control tokens included; their head statistics are in `rows`.
         signals: their signals.
         rows: head statistics; row t predicted token t and read token t - 1.
         ended: how it ended, where it did.
@@ -58,12 +61,17 @@ class AnswerRecord:
         self.created = int(time.time())
         self.steps: list[StepTrace] = []
         self.signals: list[TokenSignal] = []
-        self.rows: list[Row] = []
+        self.rows = HeadRows()
         self.ended: Ended | None = None
         self.failed: Failed | None = None
         self.dropped = False
         self.bell = Bell()
-        self.bytes = prompt.token_ids.nbytes + prompt.segments.nbytes + prompt.retention.nbytes
+        self._other_bytes = prompt.token_ids.nbytes + prompt.segments.nbytes + prompt.retention.nbytes
+
+    @property
+    def bytes(self) -> int:
+        """Its memory, about."""
+        return self._other_bytes + TOKEN_BYTES * len(self.steps) + self.rows.bytes
 
     @property
     def is_open(self) -> bool:
@@ -72,27 +80,32 @@ class AnswerRecord:
 
     def add(self, token: Token) -> None:
         """Take the next token."""
-        self.steps.append(replace(token.step, heads=None))
+        self.steps.append(token.step)
         self.signals.append(token.signal)
-        self.bytes += TOKEN_BYTES
         if token.step.heads is not None:
-            self._add_row(compact_row(token.step.heads))
+            self.rows.add(token.step.heads)
 
     def end(self, ended: Ended) -> None:
         """Take the end, and the row that read the last token where there is one."""
         if ended.closing.heads is not None:
-            self._add_row(compact_row(ended.closing.heads))
+            self.rows.add(ended.closing.heads)
+        self._settle()
         self.ended = replace(ended, closing=replace(ended.closing, heads=None))
+
+    def fail(self, failed: Failed) -> None:
+        """Take the end of an answer that will not be completed."""
+        self._settle()
+        self.failed = failed
 
     def drop(self) -> None:
         """Let go of everything."""
         self.dropped = True
-        self.steps, self.signals, self.rows, self.bytes = [], [], [], 0
+        self.steps, self.signals, self.rows, self._other_bytes = [], [], HeadRows(), 0
         self.bell.ring()
 
-    def _add_row(self, row: Row) -> None:
-        self.rows.append(row)
-        self.bytes += row_bytes(row)
+    def _settle(self) -> None:
+        self.rows.settle()
+        self.steps = [replace(step, heads=None) for step in self.steps]
 
 
 class RecordStore:
@@ -133,7 +146,7 @@ class RecordStore:
                 case Ended() if record is not None and not record.dropped:
                     record.end(what)
                 case Failed() if record is not None:
-                    record.failed = what
+                    record.fail(what)
                 case _:
                     return
             if record is not None:
