@@ -31,6 +31,7 @@ from introspect_probes.guarantee_table import guarantee_table
 from introspect_probes.report import answers_table, claims_table, conditions_table, domain_line, strategy_lines, summary
 from introspect_probes.studies.arms import ARMS
 from introspect_probes.studies.attack import MODELS, SETTINGS, attack_table
+from introspect_probes.studies.curves_table import head_curves_table
 from introspect_probes.studies.learning_table import learning_state_table, read_runs
 from introspect_probes.studies.shifts import SHIFTS
 from introspect_probes.studies.tables import free_running_table, kernel_only_table, read_results
@@ -70,6 +71,7 @@ def figures() -> dict[str, str]:
         "kernel-only": kernel_only_table(read_results(STUDIES / "kernel-only", list(ARMS))),
         "free-running": free_running_table(read_results(STUDIES / "free-running", list(SHIFTS))),
         "learning-state": learning_state_table(read_runs(STUDIES / "learning-state")),
+        "head-curves": head_curves_table(read_runs(STUDIES / "head-curves")),
         "attack": attack_table(read_results(STUDIES / "attack", [f"{model}-{setting}" for setting in SETTINGS for model in MODELS])),
         **engine_report.blocks(ENGINE),
     } | kernel_blocks()
