@@ -33,12 +33,13 @@ from introspect_probes.studies.arms import ARMS
 from introspect_probes.studies.attack import MODELS, SETTINGS, attack_table
 from introspect_probes.studies.curves_table import head_curves_table
 from introspect_probes.studies.learning_table import learning_state_table, read_runs
+from introspect_probes.studies.pooled_calibration import FILE
 from introspect_probes.studies.shifts import SHIFTS
 from introspect_probes.studies.tables import free_running_table, kernel_only_table, read_results
 
 ROOT = Path(__file__).resolve().parent.parent
-REPORT = ROOT / "probes" / "results" / "embedded-3" / "report.json"
-DRIFT = ROOT / "probes" / "results" / "drift" / "embedded-2.json"
+REPORT = ROOT / "probes" / "results" / "embedded-4" / "report.json"
+DRIFT = ROOT / "probes" / "results" / "drift" / "embedded-4.json"
 GUARANTEE = ROOT / "probes" / "results" / "guarantee" / "embedded-2.json"
 STUDIES = ROOT / "probes" / "results"
 SCORING = ROOT / "probes" / "results" / "scoring" / "batch.json"
@@ -52,9 +53,14 @@ _BLOCK = re.compile(r"(<!-- output (?P<name>[\w-]+) -->\n)(?P<body>.*?)(<!-- end
 _SNIPPET = re.compile(r"<!-- snippet (?P<name>[\w-]+) -->\n```(?P<language>\w+)\n(?P<code>.*?)```", re.DOTALL)
 
 
+def _read(path: Path) -> dict[str, Any]:
+    """One result file."""
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
 def figures() -> dict[str, str]:
     """Every block that comes from a result file."""
-    report = json.loads(REPORT.read_text(encoding="utf-8"))
+    report = _read(REPORT)
     return {
         "conditions": conditions_table(report),
         "claims-full": claims_table(report, "full"),
@@ -69,7 +75,7 @@ def figures() -> dict[str, str]:
         "guarantee": guarantee_table(json.loads(GUARANTEE.read_text(encoding="utf-8"))),
         "service": service_lines(),
         "kernel-only": kernel_only_table(read_results(STUDIES / "kernel-only", list(ARMS))),
-        "free-running": free_running_table(read_results(STUDIES / "free-running", list(SHIFTS))),
+        "free-running": free_running_table(read_results(STUDIES / "free-running", list(SHIFTS)), _read(STUDIES / "free-running" / FILE)),
         "learning-state": learning_state_table(read_runs(STUDIES / "learning-state")),
         "head-curves": head_curves_table(read_runs(STUDIES / "head-curves")),
         "attack": attack_table(read_results(STUDIES / "attack", [f"{model}-{setting}" for setting in SETTINGS for model in MODELS])),

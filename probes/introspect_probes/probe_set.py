@@ -64,7 +64,7 @@ class ProbeSet:
 
     @property
     def name(self) -> str:
-        """Name and version, such as `embedded-3`."""
+        """Name and version, such as `embedded-4`."""
         return str(self.manifest["name"])
 
     @property

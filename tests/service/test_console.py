@@ -32,7 +32,7 @@ ANSWER = AnswerIntrospection(
     hallucination_risk=0.62,
     strategy=StrategyState(label="guessing", probabilities={"guessing": 0.8}, set=("guessing",)),
     calibrated=True,
-    probe_set="embedded-3",
+    probe_set="embedded-4",
     spans=(),
     effective_budget=BUDGET,
     scores={"mean_logprob": -0.25},
@@ -70,7 +70,7 @@ def test_what_is_known_is_said():
     assert said["strategy"] == "guessing (0.80); possible: guessing"
     assert said["in domain"] == "0.97"
     assert said["KV cache"] == "snapkv: 39.5 of 160 entries per head kept, 40 asked for"
-    assert said["probes"] == "embedded-3, calibrated"
+    assert said["probes"] == "embedded-4, calibrated"
     assert said["note"] == "look again"
     assert "mean_logprob" not in said
 
