@@ -14,8 +14,8 @@ from typing import Any
 from introspect_service.page import SAMPLES
 
 PICTURE = "scene-1.png"
-LONG, SHORT = "describe the picture", "what digit is at row 2 column 3 ?"
-"""A question with an answer of some fifty tokens, and one with an answer of two."""
+LONG, SHORT = "describe everything", "what digit is at row 2 column 3 ?"
+"""A question with an answer of some fifty tokens, of which twenty decide a claim, and one with an answer of two."""
 
 _TIMEOUT_SECONDS = 120.0
 
