@@ -40,7 +40,7 @@ from introspect_probes.studies.tables import free_running_table, kernel_only_tab
 ROOT = Path(__file__).resolve().parent.parent
 REPORT = ROOT / "probes" / "results" / "embedded-4" / "report.json"
 DRIFT = ROOT / "probes" / "results" / "drift" / "embedded-4.json"
-GUARANTEE = ROOT / "probes" / "results" / "guarantee" / "embedded-2.json"
+GUARANTEE = ROOT / "probes" / "results" / "guarantee" / "embedded-4.json"
 STUDIES = ROOT / "probes" / "results"
 SCORING = ROOT / "probes" / "results" / "scoring" / "batch.json"
 KERNELS = sorted((ROOT / "kernels" / "benchmarks" / "results").glob("kernels-cpu-*.json"))
