@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from introspect_probes.signals import Strategy, TokenSignal
 from introspect_service import clock
@@ -31,13 +31,15 @@ def _signals(signal: TokenSignal) -> str:
         said += _number("hallucination_risk", risk.risk) + _number("internal", risk.internal) + _number("prior", risk.prior)
         said += f'"kind":"{risk.kind}",'
     if signal.strategy is not None:
-        said += f'"strategy":{_encode(_strategy(signal.strategy))},'
+        said += f'"strategy":{_strategy(signal.strategy)},'
     return f'{{{said}"final":{"true" if signal.is_final else "false"}}}'
 
 
-def _strategy(strategy: Strategy) -> dict[str, Any]:
-    probabilities = {label: round(value, 6) for label, value in strategy.probabilities.items()}
-    return {"label": strategy.label, "probabilities": probabilities, "set": strategy.set}
+def _strategy(strategy: Strategy) -> str:
+    """The JSON of a `signals.StrategyState`; labels are plain words."""
+    probabilities = ",".join([f'"{label}":{value:.6f}' for label, value in strategy.probabilities.items()])
+    kept = ",".join([f'"{label}"' for label in strategy.set])
+    return f'{{"label":"{strategy.label}","probabilities":{{{probabilities}}},"set":[{kept}]}}'
 
 
 def _number(name: str, value: float | None) -> str:
