@@ -56,6 +56,7 @@ ANSWERED := --seed 1 $(MIX) --budget full --budget snapkv:20%
 REDUCED := --seed 1 $(MIX) --budget snapkv:12% --budget coverage:20% --budget coverage:12% --budget random:40%
 EXPLAINED := --seed 2 $(MIX) --budget full --budget snapkv:20% --interventions
 WHOLE := --seed 5 $(MIX) --budget full
+RESAMPLED := --seed 4 $(MIX) --budget full --budget snapkv:20% --samples 10 --influence
 FACTS := --seed 3 --weight fact=1 --weight fact_unknown=1 --weight fact_note=0.5 --budget full --budget snapkv:20% --interventions
 POOLS := probe calibration test
 
@@ -73,6 +74,7 @@ traces-calibration: REDUCE := 300
 traces-test: CASES := 1200
 traces-test: EXPLAIN := 120
 traces-test: FACT := 120
+traces-test: SAMPLED := 300
 traces-test: REDUCE := 300 --hidden
 $(addprefix traces-,$(POOLS)): traces-%: install-dev
 	$(RECORD) --out $(RUNS)/$* --world digits --pool $* --n $(CASES) $(ANSWERED)
@@ -80,6 +82,7 @@ $(addprefix traces-,$(POOLS)): traces-%: install-dev
 	$(RECORD) --out $(RUNS)/$* --world digits --pool $* --n $(EXPLAIN) $(EXPLAINED)
 	$(RECORD) --out $(RUNS)/$* --world digits --pool $* --n $(FACT) $(FACTS)
 	$(RECORD) --out $(RUNS)/$* --world digits --pool $* --n $(REDUCE) $(REDUCED)
+	$(if $(SAMPLED),$(RECORD) --out $(RUNS)/$* --world digits --pool $* --n $(SAMPLED) $(RESAMPLED))
 	$(if $(MORE),$(RECORD) --out $(RUNS)/$* --world digits --pool $* --n $(MORE) $(WHOLE))
 
 probes: $(addprefix traces-,$(POOLS))

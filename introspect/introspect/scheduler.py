@@ -296,6 +296,9 @@ class Scheduler:
                 answer.columns.append(columns)
             try:
                 steps, over = answer.advance(self._loaded, made.tokens[row], made.logits[row], made.heads[row])
+                if over and answer.columns:
+                    self._write_back()
+                    steps[-1] = replace(steps[-1], influence=self._influence(answer))
             except Exception as problem:
                 logger.exception("request %s failed", answer.prompt.request.id)
                 events.append((answer, problem))
@@ -304,9 +307,6 @@ class Scheduler:
                 continue
             if over:
                 ended.append(answer)
-                if answer.columns:
-                    self._write_back()
-                    steps[-1] = replace(steps[-1], influence=self._influence(answer))
             events += [(answer, step) for step in steps]
         if ended:
             self._leave(ended)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from introspect_probes.answer_baselines import answer_scores
-from introspect_probes.claim_evaluation import ALL, known_scores
+from introspect_probes.claim_evaluation import ALL, class_prior, known_scores
 from introspect_probes.dataset import Table
 from introspect_probes.metrics import ClusterBootstrap, expected_calibration_error, interval, probability_metrics, reliability
 from introspect_probes.selective import risk_coverage
@@ -19,7 +19,7 @@ Floats = NDArray[np.floating]
 def evaluate_answers(fit: Table, test: Table, confidence: Floats, conditions: list[str]) -> dict[str, Any]:
     """Confidence against baselines, higher for right answers, with calibration and selective prediction, per condition and in all."""
     scores: dict[str, Floats] = {**answer_scores(fit, test), "probe": confidence}
-    labels, prior = test.correct.astype(np.int64), np.full(len(test.answers), float(fit.correct.mean()))
+    labels, prior = test.correct.astype(np.int64), class_prior(fit.correct, fit.reduced, test.reduced)
     result: dict[str, Any] = {}
     for condition in conditions:
         inside = test.conditions == condition

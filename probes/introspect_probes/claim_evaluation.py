@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from introspect_probes.claim_baselines import L_STRENGTHS, claim_scores, fitted_by_cache, logit_matrix
 from introspect_probes.claim_probe import ClaimProbe
 from introspect_probes.dataset import Claims, Table
-from introspect_probes.fitting import fit_budgeted_platt, fit_logistic
+from introspect_probes.fitting import fit_budgeted_platt, fit_by_cache
 from introspect_probes.metrics import ClusterBootstrap, interval, probability_metrics, reliability, weighted_auroc
 from introspect_probes.published import internal_matrix
 
@@ -83,8 +83,14 @@ def cases_of(table: Table) -> NDArray[np.str_]:
 
 
 def prior_probabilities(fit: Claims, test: Claims) -> Floats:
-    """The share of false claims in the fit, whatever the claim: what a probability must beat."""
-    return np.full(len(test), float(fit.label.mean()))
+    """The share of false claims in the fit, whatever the claim, under the same kind of cache: what a probability must beat."""
+    return class_prior(fit.label, fit.reduced, test.reduced)
+
+
+def class_prior(labels: NDArray[np.int8], reduced: NDArray[np.bool_], wanted: NDArray[np.bool_]) -> Floats:
+    """The share of label 1 under the kind of cache of each wanted row; under any, where there were none of its kind."""
+    shares = [float(labels[own].mean() if own.any() else labels.mean()) for own in (~reduced, reduced)]
+    return np.where(wanted, shares[1], shares[0])
 
 
 def can_calibrate(claims: Claims) -> bool:
@@ -187,5 +193,6 @@ def _shuffled_control(fit: Claims, test: Claims) -> list[Floats]:
     """
     matrix, fresh = internal_matrix(fit), internal_matrix(test)
     rng = np.random.default_rng(0)
-    probes = [fit_logistic(matrix, rng.permutation(fit.label), fit.group, strengths=(0.03,))[0] for _ in range(SHUFFLES)]
-    return [np.asarray(probe.logits(fresh)[:, 0]) for probe in probes]
+    shuffles = [rng.permutation(fit.label) for _ in range(SHUFFLES)]
+    probes = [fit_by_cache(matrix, labels, fit.group, fit.reduced, strengths=(0.03,))[0] for labels in shuffles]
+    return [probe.logits(fresh, test.reduced) for probe in probes]

@@ -71,6 +71,8 @@ class BudgetedProbe:
 
     def logits(self, features: NDArray[np.floating], is_reduced: NDArray[np.bool_] | bool) -> NDArray[np.float64]:
         """Logits `[rows]` of `features [rows, features]`, by whether each one's cache was reduced."""
+        if self.whole is self.reduced:
+            return self.whole.logits(features)[..., 0]
         return np.where(is_reduced, self.reduced.logits(features)[..., 0], self.whole.logits(features)[..., 0])
 
     def chosen(self, *, is_reduced: bool) -> LinearProbe:

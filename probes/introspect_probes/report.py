@@ -87,12 +87,16 @@ def answers_table(report: dict[str, Any]) -> str:
         lines.append(f"| {shown} | {' | '.join(cells)} |")
     for name in _names(report["answers"][c].get("of_some", {}) for c in conditions):
         parts = [report["answers"][c].get("of_some", {}).get(name) for c in conditions]
-        cells = ["-" if part is None else f"{_cell(part['auroc'][name])}, probe {_cell(part['auroc']['probe'])}" for part in parts]
-        counts = ", ".join(str(part["answers"]) for part in parts if part is not None)
-        lines.append(f"| {name}, of the {counts} answers that have it | {' | '.join(cells)} |")
+        cells = ["-" if part is None else _of_some(part, name) for part in parts]
+        lines.append(f"| {name}, of the answers that have it | {' | '.join(cells)} |")
     errors = [f"{report['answers'][c]['confidence']['ece']:.3f}" for c in conditions]
     lines.append(f"| calibration error of confidence (debiased: 0 is below the noise) | {' | '.join(errors)} |")
     return "\n".join(lines)
+
+
+def _of_some(part: dict[str, Any], name: str) -> str:
+    """A score that only some answers have, beside the probe on the same."""
+    return f"{_cell(part['auroc'][name])} of {part['answers']:,}, probe {_cell(part['auroc']['probe'])}"
 
 
 def conditions_table(report: dict[str, Any]) -> str:

@@ -209,7 +209,7 @@ class RedisBus:
             self._kept.append(entry)
             self._kept_bytes += entry.size
         self._idle.clear()
-        if len(self._steps) + len(self._kept) >= BATCH:
+        if len(self._steps) + len(self._kept) >= BATCH or 2 * len(self._steps) >= self._queue_length:
             self._hurry()
         elif self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(LINGER_SECONDS, self._hurry)

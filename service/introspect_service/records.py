@@ -89,13 +89,13 @@ class AnswerRecord:
         """Take the end, and the row that read the last token where there is one."""
         if ended.closing.heads is not None:
             self.rows.add(ended.closing.heads)
-        self._settle()
         self.ended = replace(ended, closing=replace(ended.closing, heads=None))
+        self._settle()
 
     def fail(self, failed: Failed) -> None:
         """Take the end of an answer that will not be completed."""
-        self._settle()
         self.failed = failed
+        self._settle()
 
     def drop(self) -> None:
         """Let go of everything."""

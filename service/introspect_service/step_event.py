@@ -37,7 +37,7 @@ def _signals(signal: TokenSignal) -> str:
 
 def _strategy(strategy: Strategy) -> str:
     """The JSON of a `signals.StrategyState`; labels are plain words."""
-    probabilities = ",".join([f'"{label}":{value:.6f}' for label, value in strategy.probabilities.items()])
+    probabilities = "".join([_number(label, value) for label, value in strategy.probabilities.items()])[:-1]
     kept = ",".join([f'"{label}"' for label in strategy.set])
     return f'{{"label":"{strategy.label}","probabilities":{{{probabilities}}},"set":[{kept}]}}'
 

@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from sklearn.metrics import roc_auc_score
 
+from introspect_probes.claim_evaluation import class_prior
 from introspect_probes.fitting import OWN, fit_by_cache, has_own, out_of_fold_by_cache
 from introspect_probes.linear import BudgetedProbe, LinearProbe, sigmoid
 
@@ -62,6 +63,12 @@ def test_one_kind_of_cache_leaves_one_probe(only: bool) -> None:
     own = reduced == only
     both, _ = fit_by_cache(x[own], y[own], groups[own], reduced[own])
     assert both.whole is both.reduced
+
+
+def test_the_class_prior_is_that_of_the_same_kind_of_cache() -> None:
+    labels, reduced = np.array([1, 0, 0, 0, 1, 1], dtype=np.int8), np.array([False] * 4 + [True] * 2)
+    assert class_prior(labels, reduced, np.array([True, False])).tolist() == [1.0, 0.25]
+    assert class_prior(labels[4:], reduced[4:], np.array([False])).tolist() == [1.0]
 
 
 def test_probes_come_back_from_disk_as_they_were(tmp_path: Path) -> None:

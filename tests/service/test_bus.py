@@ -115,6 +115,19 @@ async def test_a_full_batch_goes_at_once_and_so_does_the_rest_when_the_bus_close
 
 
 @pytest.mark.usefixtures("patient")
+async def test_a_short_queue_is_written_before_it_is_full(server):
+    short = RedisBus(server.connection_url, max_length=10_000, queue_length=4)
+    await short.start()
+    for number in range(12):
+        short.publish(event(number))
+        if number % 2:
+            await until(lambda: not short.waiting)
+    await short.close(5)
+    assert stored(server.connection_url) == list(range(12))
+    assert not short.counters.dropped
+
+
+@pytest.mark.usefixtures("patient")
 async def test_what_came_before_an_outage_ended_goes_without_waiting_for_more(bus, server):
     server.stop()
     last = [bus.publish(event(number, step=False)) for number in range(2 * bus_module.BATCH + 3)][-1]

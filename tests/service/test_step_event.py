@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 
@@ -67,3 +68,6 @@ def test_a_step_written_by_hand_is_the_documented_one(tokens):
 def test_what_json_cannot_carry_is_left_out():
     said = token_json(token(1, "a", -math.inf, math.nan, TokenSignal(1, None, None, None, is_final=True)))
     assert said == '{"index":1,"text":"a","introspection":{"final":true}}'
+    lost = Strategy("reading", {"reading": math.nan, "guessing": 0.25}, ("reading",))
+    said = token_json(token(1, "a", -1.0, 0.5, TokenSignal(1, None, None, lost, is_final=True)))
+    assert json.loads(said)["introspection"]["strategy"] == {"label": "reading", "probabilities": {"guessing": 0.25}, "set": ["reading"]}

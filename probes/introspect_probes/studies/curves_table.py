@@ -41,7 +41,7 @@ def jump_of(result: dict[str, Any]) -> int | None:
     if level is None or curve[-1] is None or curve[-1]["hit_rate"] < level:
         return None
     rises = [(b["hit_rate"] - a["hit_rate"], i) for i, (a, b) in enumerate(pairwise(curve)) if a is not None and b is not None]
-    return max(rises)[1]
+    return max(rises)[1] if rises else None
 
 
 def looking_heads(result: dict[str, Any], number: int) -> list[int] | None:
