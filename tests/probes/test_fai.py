@@ -91,12 +91,13 @@ def test_what_some_answers_have_is_compared_on_those(monkeypatch):
     scores = {"FAI": fai, "L": rng.normal(size=80)}
     monkeypatch.setattr(answer_evaluation, "answer_scores", lambda _fit, _test: scores)
     monkeypatch.setattr(metrics, "RESAMPLES", 50)
-    test = SimpleNamespace(correct=labels, conditions=np.full(80, "full"), groups=np.arange(80).astype(str), answers=[None] * 80)
+    facts = {"correct": labels, "reduced": np.zeros(80, dtype=np.bool_), "groups": np.arange(80).astype(str)}
+    test = SimpleNamespace(**facts, conditions=np.full(80, "full"), answers=[None] * 80)
     probe = np.where(np.arange(80) < 30, 0.5, 0.3 + 0.4 * labels)  # knows nothing of those
-    found = evaluate_answers(SimpleNamespace(correct=labels), test, probe, ["full"])["full"]  # type: ignore[arg-type]
+    found = evaluate_answers(SimpleNamespace(**facts), test, probe, ["full"])["full"]  # type: ignore[arg-type]
     assert set(found["auroc"]) == {"L", "probe"}
     assert found["of_some"]["FAI"]["answers"] == 30
     assert {name: own[0] for name, own in found["of_some"]["FAI"]["auroc"].items() if name != "L"} == {"FAI": 1.0, "probe": 0.5}
     assert found["auroc"]["probe"][0] > 0.7
     table = answers_table({"conditions": ["full"], "answers": {"full": found}})
-    assert "| FAI, of the 30 answers that have it | 1.000 [1.000, 1.000], probe 0.500" in table
+    assert "| FAI, of the answers that have it | 1.000 [1.000, 1.000] of 30, probe 0.500" in table
