@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import atexit
-import contextlib
 import logging
-import queue
 import threading
 import weakref
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Generator, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 
 from introspect.answer import Answer
+from introspect.callers import EngineClosedError, ManyCallers, Sink
 from introspect.engine import Engine
-from introspect.errors import IntrospectError
 from introspect.loading import LoadedModel
 from introspect.pool import KVBytes
 from introspect.prompt import EncodedPrompt
@@ -23,8 +19,6 @@ from introspect.scheduler import Scheduler
 from introspect.types import Request, StepTrace
 
 logger = logging.getLogger(__name__)
-
-Sink = Callable[[StepTrace | Exception], None]
 
 _begun: weakref.WeakSet[AsyncEngine] = weakref.WeakSet()
 
@@ -36,10 +30,6 @@ def _close_all() -> None:
         engine.close()
 
 
-class EngineClosedError(IntrospectError):
-    """The engine was closed before the answer was complete."""
-
-
 class _Ticket:
     """A request on its way: where its steps go, and once it is in line, its answer."""
 
@@ -49,26 +39,17 @@ class _Ticket:
         self.cancelled = False
 
 
-def _is_choice(one: Request, other: Request) -> bool:
-    """Whether two requests differ in nothing that their prompt depends on."""
-    return one.messages is other.messages and one.budget == other.budget and one.sampling.max_tokens == other.sampling.max_tokens
-
-
-class AsyncEngine:
-    """Runs requests as they come, on a thread of its own that starts with the first one.
-
-    Memory belongs to a request from the moment it leaves the line until its
-    last step, its error, or the moment its iterator is closed.
+class AsyncEngine(ManyCallers):
+    """Runs requests as they come, on a thread of this process that starts with the first one.
 
     Args:
         engine: the model and its limits.
     """
 
     def __init__(self, engine: Engine) -> None:
+        super().__init__()
         self._engine = engine
         self._changed = threading.Condition()
-        self._encoding = threading.Lock()
-        self._last: weakref.ref[EncodedPrompt] | None = None
         self._coming: deque[_Ticket] = deque()
         self._going: deque[_Ticket] = deque()
         self._tickets: dict[Answer, _Ticket] = {}
@@ -81,6 +62,11 @@ class AsyncEngine:
     def loaded(self) -> LoadedModel:
         """The model."""
         return self._engine.loaded
+
+    @property
+    def alive(self) -> bool:
+        """Always: the thread starts with a request that finds none."""
+        return True
 
     @property
     def running(self) -> int:
@@ -97,82 +83,6 @@ class AsyncEngine:
         """Memory of keys and values, as of the last time that a request began, was prefilled, or ended."""
         return self._bytes
 
-    def encode(self, request: Request) -> EncodedPrompt:
-        """See `Engine.encode`; from one thread at a time. Choices of one request, which share its messages, are encoded once."""
-        with self._encoding:
-            last = self._last() if self._last is not None else None
-            if last is not None and _is_choice(request, last.request):
-                prompt = replace(last, request=request)
-            else:
-                prompt = self._engine.encode(request)
-            self._last = weakref.ref(prompt)
-            return prompt
-
-    async def stream(self, request: Request) -> AsyncGenerator[StepTrace, None]:
-        """The steps of one request as they come. Closing the generator ends it and frees its memory.
-
-        Raises:
-            RequestError: it cannot be served.
-            EngineClosedError: the engine was closed.
-        """
-        loop = asyncio.get_running_loop()
-        prompt = await asyncio.to_thread(self.encode, request)
-        events: asyncio.Queue[StepTrace | Exception] = asyncio.Queue()
-
-        def sink(event: StepTrace | Exception) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits any more
-                loop.call_soon_threadsafe(events.put_nowait, event)
-
-        ticket = self._submit(prompt, sink)
-        try:
-            while True:
-                event = await events.get()
-                if isinstance(event, Exception):
-                    raise event
-                yield event
-                if event.finish_reason is not None:
-                    return
-        finally:
-            self._cancel(ticket)
-
-    def generate(self, requests: Sequence[Request]) -> Generator[StepTrace, None, None]:
-        """Like `Engine.generate`, beside everything else that runs; may be called from several threads.
-
-        Raises:
-            RequestError: a request cannot be served; raised before any step of any request.
-            EngineClosedError: the engine was closed.
-        """
-        prompts = [self.encode(request) for request in requests]
-        events: queue.SimpleQueue[StepTrace | Exception] = queue.SimpleQueue()
-        tickets = [self._submit(prompt, events.put) for prompt in prompts]
-        left = len(tickets)
-        try:
-            while left:
-                event = events.get()
-                if isinstance(event, Exception):
-                    raise event
-                left -= event.finish_reason is not None
-                yield event
-        finally:
-            for ticket in tickets:
-                self._cancel(ticket)
-
-    def follow(self, request: Request, sink: Sink) -> Callable[[], None]:
-        """Run a request beside everything else that runs, and be called back, without a thread or loop of one's own.
-
-        Args:
-            request: what to answer.
-            sink: takes each step, or the error that ends the answer, on the engine's thread: it must not dally, nor raise.
-
-        Returns:
-            What ends the answer and frees its memory; call it when nobody listens any more, even behind its end.
-
-        Raises:
-            RequestError: the request cannot be served.
-        """
-        ticket = self._submit(self.encode(request), sink)
-        return lambda: self._cancel(ticket)
-
     def close(self, seconds: float = 10.0) -> None:
         """End every answer and the thread. A later request starts anew."""
         with self._changed:
@@ -181,7 +91,10 @@ class AsyncEngine:
         if thread is not None:
             thread.join(seconds)
 
-    def _submit(self, prompt: EncodedPrompt, sink: Sink) -> _Ticket:
+    def _encode(self, request: Request) -> EncodedPrompt:
+        return self._engine.encode(request)
+
+    def _submit(self, prompt: EncodedPrompt, sink: Sink) -> Callable[[], None]:
         ticket = _Ticket(prompt, sink)
         with self._changed:
             self._coming.append(ticket)
@@ -191,7 +104,7 @@ class AsyncEngine:
                 self._thread.start()
                 _begun.add(self)
             self._changed.notify()
-        return ticket
+        return lambda: self._cancel(ticket)
 
     def _cancel(self, ticket: _Ticket) -> None:
         with self._changed:
