@@ -19,12 +19,10 @@ from introspect.loading import LoadedModel
 from introspect.pool import Runs, SlotPool
 from introspect.sampling import UNFORCED, Drawing, choose, logit_stats, measure
 from introspect.types import HeadRow, LogitStats
-from introspect_kernels import INDICES, REALS, PackedStats
+from introspect_kernels import PackedStats
 
 StepShape = tuple[tuple[Wants, int], ...]
 """What each lane wants, and how many rows it has."""
-
-_FIELDS = (*REALS, *INDICES, "mass", "retained")
 
 
 class HeadTensors(NamedTuple):
@@ -195,6 +193,5 @@ def pack_heads(layers: Sequence[PackedStats]) -> HeadTensors:
 
 
 def head_rows(found: HeadTensors) -> list[HeadRow]:
-    """A row for each sequence; its fields are views."""
-    columns = zip(*(tensor.numpy() for tensor in found), strict=True)
-    return [HeadRow(**dict(zip(_FIELDS, (*reals, *indices, mass, retained), strict=True))) for reals, indices, mass, retained in columns]
+    """A row for each sequence; its arrays are views."""
+    return HeadRow(*(tensor.numpy() for tensor in found)).rows()

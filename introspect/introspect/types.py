@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from introspect.head_row import HeadRow as HeadRow  # with the types that a step is made of
+
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length"]
 
@@ -159,32 +161,6 @@ class LogitStats:
     margin: float
     top_ids: tuple[int, ...]
     top_logprobs: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class HeadRow:
-    """The head statistics of one query, all layers: a row that is stored once.
-
-    Every array is `float32 [layers, heads]`, but `argmax_position` and `image_argmax_position`
-    (`int32 [layers, heads]`, -1 where absent), `mass [layers, heads, 6]` and
-    `retained` (`int32 [layers, kv_heads, 6]`). NaN marks a value that does not exist.
-    """
-
-    lse: NDArray[np.float32]
-    entropy: NDArray[np.float32]
-    sum_sq: NDArray[np.float32]
-    max_prob: NDArray[np.float32]
-    argmax_position: NDArray[np.int32]
-    mass: NDArray[np.float32]
-    image_entropy: NDArray[np.float32]
-    image_max: NDArray[np.float32]
-    image_argmax_position: NDArray[np.int32]
-    image_output_share: NDArray[np.float32]
-    self_mass: NDArray[np.float32]
-    previous_mass: NDArray[np.float32]
-    mean_distance: NDArray[np.float32]
-    windowed_distance: NDArray[np.float32]
-    retained: NDArray[np.int32]
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ class BatchSignals:
 
 def stack_rows(rows: Sequence[HeadRow]) -> HeadRow:
     """Rows of several answers as one, every array with a leading `[batch]`."""
-    return HeadRow(**{f.name: np.stack([getattr(row, f.name) for row in rows]) for f in fields(HeadRow)})
+    return HeadRow(*(np.stack([getattr(row, block.name) for row in rows]) for block in fields(HeadRow)))
 
 
 class BatchScorer:

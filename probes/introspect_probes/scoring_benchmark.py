@@ -15,7 +15,7 @@ import typer
 
 from introspect.provenance import provenance
 from introspect.types import EffectiveBudget, HeadRow, PromptInfo
-from introspect_kernels import NUM_SEGMENTS
+from introspect_kernels import INDICES, NUM_SEGMENTS, REALS
 from introspect_probes.batch_scoring import BatchScorer, TokenBatch, stack_rows
 from introspect_probes.claim_probe import ClaimProbe, budget_features
 from introspect_probes.features import LOGITS, PLACE, Shape, head_feature_names, kind_features
@@ -115,12 +115,12 @@ def random_prompt(shape: Shape, rng: np.random.Generator) -> PromptInfo:
 def random_row(shape: Shape, rng: np.random.Generator) -> HeadRow:
     """A row of random statistics, some of them absent."""
     size = (shape.layers, shape.heads)
-    values = {name: rng.random(size, dtype=np.float32) for name in HeadRow.__dataclass_fields__}
+    values = {name: rng.random(size, dtype=np.float32) for name in REALS}
     values["image_entropy"][0, 0] = np.nan
-    places = {name: rng.integers(0, PROMPT, size).astype(np.int32) for name in ("argmax_position", "image_argmax_position")}
+    places = {name: rng.integers(0, PROMPT, size).astype(np.int32) for name in INDICES}
     mass = rng.dirichlet(np.ones(NUM_SEGMENTS), size).astype(np.float32)
     retained = rng.integers(1, 100, (shape.layers, shape.kv_heads, NUM_SEGMENTS)).astype(np.int32)
-    return HeadRow(**(values | places | {"mass": mass, "retained": retained}))
+    return HeadRow.of(values | places | {"mass": mass, "retained": retained})
 
 
 def main(

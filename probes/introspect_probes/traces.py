@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from introspect.loading import LoadedModel
 from introspect.provenance import provenance
 from introspect.types import HeadRow, LogitStats, PromptInfo, StepTrace
-from introspect_kernels import feature_schema_hash
+from introspect_kernels import HeadStats, feature_schema_hash
 from introspect_probes.errors import TraceError
 from introspect_probes.matching import DEFAULT_MATCHER
 
@@ -33,7 +33,7 @@ UNKNOWN, TRUE, FALSE = -1, 0, 1
 
 _FP32 = ("lse", "mean_distance", "windowed_distance")
 _INT32 = ("argmax_position", "image_argmax_position", "retained")
-HEAD_FIELDS = tuple(f.name for f in fields(HeadRow))
+HEAD_FIELDS = HeadStats._fields
 
 
 def head_dtype(name: str) -> type[np.generic]:
@@ -368,8 +368,5 @@ def _head_rows(row: dict[str, Any], shape: dict[str, int]) -> list[HeadRow]:
         return []
     layers, heads, kv_heads = shape["layers"], shape["heads"], shape["kv_heads"]
     sizes: dict[str, tuple[int, ...]] = {"mass": (layers, heads, 6), "retained": (layers, kv_heads, 6)}
-    arrays: dict[str, NDArray[Any]] = {}
-    for name in HEAD_FIELDS:
-        value = row[f"head_{name}"].reshape(-1, *sizes.get(name, (layers, heads)))
-        arrays[name] = value.astype(np.float32) if value.dtype == np.float16 else value
-    return [HeadRow(**{name: value[t] for name, value in arrays.items()}) for t in range(len(arrays["lse"]))]
+    arrays = {name: row[f"head_{name}"].reshape(-1, *sizes.get(name, (layers, heads))) for name in HEAD_FIELDS}
+    return HeadRow.of(arrays).rows()

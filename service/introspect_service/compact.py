@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -16,11 +15,11 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from introspect.types import HeadRow, PromptInfo, StepTrace
-from introspect_kernels import Segment
+from introspect_kernels import HeadStats, Segment
 
 FORMAT = "introspect-answer/1"
 
-HEAD_FIELDS = tuple(field.name for field in fields(HeadRow))
+HEAD_FIELDS = HeadStats._fields
 _FP32 = ("lse", "mean_distance", "windowed_distance")  # of a size that fp16 cannot tell apart
 _INT32 = ("argmax_position", "image_argmax_position", "retained")
 DTYPES: dict[str, type[np.generic]] = {
@@ -54,8 +53,7 @@ def compact_row(heads: HeadRow) -> Row:
 
 def head_row(row: Row) -> HeadRow:
     """The row in the engine's terms again."""
-    arrays: dict[str, Any] = {name: array.astype(np.float32) if array.dtype == np.float16 else array for name, array in row.items()}
-    return HeadRow(**arrays)
+    return HeadRow.of(row)
 
 
 def head_map(row: Row, statistic: str) -> list[list[float | int | None]]:

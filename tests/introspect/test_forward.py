@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -35,8 +36,8 @@ def assert_equal(ours: list[StepTrace], theirs: list[StepTrace]) -> None:
         assert (one.token_id, one.text, one.logits, one.finish_reason) == (other.token_id, other.text, other.logits, other.finish_reason)
         assert (one.heads is None) == (other.heads is None)
         if one.heads is not None and other.heads is not None:
-            for name, value in vars(one.heads).items():
-                np.testing.assert_array_equal(value, getattr(other.heads, name), err_msg=name)
+            for block in fields(one.heads):
+                np.testing.assert_array_equal(getattr(one.heads, block.name), getattr(other.heads, block.name), err_msg=block.name)
 
 
 def recorded(forward: Forward) -> list[int]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from introspect.types import StepTrace
-from introspect_kernels import Segment
+from introspect.types import HeadRow, StepTrace
+from introspect_kernels import HeadStats, Segment
 from introspect_probes.traces import Trace
 from introspect_probes.training_free import (
     SCORES,
@@ -31,6 +33,12 @@ from introspect_probes.training_free import (
 )
 
 
+def changed(row: HeadRow | None, **arrays: NDArray[Any]) -> HeadRow:
+    """The row with other values of some statistics."""
+    assert row is not None
+    return HeadRow.of({name: getattr(row, name) for name in HeadStats._fields} | arrays)
+
+
 @pytest.fixture
 def steps(traces: list[Trace]) -> list[StepTrace]:
     """Three tokens and a closing step with statistics set by hand."""
@@ -50,7 +58,7 @@ def steps(traces: list[Trace]) -> list[StepTrace]:
         looked_at[:, :2] = 1 + index  # two heads look at the token that was just emitted, or past the prompt
         far, near = np.full(shape, 30, dtype=np.float32), np.full(shape, 10, dtype=np.float32)
         far[0, :], near[0, :] = 2, 1.5
-        heads = replace(
+        heads = changed(
             template.heads, mass=mass, retained=retained, self_mass=np.full(shape, np.exp(-2), dtype=np.float32), previous_mass=previous,
             argmax_position=looked_at, mean_distance=far, windowed_distance=near, entropy=np.full(shape, np.log(3), dtype=np.float32),
             image_output_share=np.full(shape, 0.25 + 0.1 * index, dtype=np.float32),
@@ -107,9 +115,9 @@ def test_fai_is_the_mean_over_words_and_the_heads_that_look_farthest(steps: list
     influence = np.full((3, layers, kv_heads), 0.9, dtype=np.float32)
     for number in range(chosen):
         influence[:, layers - 1 - number // kv_heads, number % kv_heads] = [0.01, 0.03, np.nan]  # no query comes ten tokens after the last
-    reading = [replace(s, heads=replace(s.heads, mean_distance=far.reshape(layers, -1))) for s in steps if s.heads is not None]
+    reading = [replace(s, heads=changed(s.heads, mean_distance=far.reshape(layers, -1))) for s in steps if s.heads is not None]
     # how far the row looks that predicts the first word is of no account: it reads none of the answer's
-    reading[0] = replace(reading[0], heads=replace(reading[0].heads, mean_distance=-1e6 * far.reshape(layers, -1)))  # type: ignore[type-var]
+    reading[0] = replace(reading[0], heads=changed(reading[0].heads, mean_distance=-1e6 * far.reshape(layers, -1)))
     told = [*reading[:-1], replace(reading[-1], influence=influence)]
     assert future_attention_influence(Words(told)) == pytest.approx(0.02, rel=1e-5)
     control = [*told[:1], replace(told[1], is_special=True), *told[2:]]
@@ -129,7 +137,7 @@ def test_fai_is_absent_where_nothing_was_kept_or_nobody_came_later(steps: list[S
 
 
 def test_what_an_answer_does_not_allow_is_not_a_number(steps: list[StepTrace]) -> None:
-    blind = [replace(s, heads=replace(s.heads, image_output_share=np.full_like(s.heads.lse, np.nan))) for s in steps if s.heads is not None]
+    blind = [replace(s, heads=changed(s.heads, image_output_share=np.full_like(s.heads.lse, np.nan))) for s in steps if s.heads is not None]
     assert np.isnan(image_output_share(Words(blind)))
     prompt = replace(steps[0].prompt, retention=np.full((2, 2, 1), np.nan, dtype=np.float32))
     assert np.isnan(window_retention(Words([replace(s, prompt=prompt) for s in steps])))

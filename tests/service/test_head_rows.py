@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 import numpy as np
 import pytest
 
 from introspect.types import HeadRow
-from introspect_service.compact import DTYPES, compact_row
+from introspect_service.compact import DTYPES, HEAD_FIELDS, compact_row
 from introspect_service.head_rows import HeadRows
 
 LAYERS, HEADS, KV_HEADS = 3, 4, 2
@@ -26,7 +24,7 @@ def made(count, seed=0):
             shared[:, 0, 0] = np.nan
         return shared[5]
 
-    return [HeadRow(**{field.name: values(field.name) for field in fields(HeadRow)}) for _ in range(count)]
+    return [HeadRow.of({name: values(name) for name in HEAD_FIELDS}) for _ in range(count)]
 
 
 def same(row, heads):
