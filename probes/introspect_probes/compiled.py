@@ -19,7 +19,7 @@ from numba import from_dtype, njit, types
 
 # Where what begins in `ints`.
 (LAYERS, HEADS, KV_HEADS, COLUMNS, KINDS, MEANS, HAS_CLAIMS, STATES) = range(8)
-(FIELDS, OFFSETS, DIVISORS, ENDS, ENTRIES, SUMMED) = range(8, 14)
+(BLOCKS, OFFSETS, DIVISORS, ENDS, ENTRIES, SUMMED) = range(8, 14)
 (X_MEANS, X_LOGITS, X_PLACE, X_KIND, X_COUNTS, X_RISKS) = range(14, 20)
 (S_COUNTS, S_STATES, S_SUMS, S_DIVISORS, S_ORDERED) = range(20, 25)
 # What stands where in `state`; what has as many numbers as there are kinds, states or columns comes behind.
@@ -33,16 +33,14 @@ NUMBERS = LOGICAL + SEGMENTS
 # Divisors of a row's statistics: these, then two for each KV head, of all its entries and of those of the image.
 WHOLE, POSITION, WINDOW, BY_SEGMENT = range(4)
 BY_HEAD = BY_SEGMENT + SEGMENTS
-GATHERED = (
-    "lse", "entropy", "sum_sq", "max_prob", "image_entropy", "image_max", "image_output_share",
-    "self_mass", "previous_mass", "mean_distance", "windowed_distance", "mass", "retained",
-)  # fmt: skip
-"""Fields of a row that columns are taken from as they are, in order; behind them `features.LAYER_STATISTICS`."""
-GINI, PARTICIPATION, ACTIVE, CONSENSUS = range(len(GATHERED), len(GATHERED) + 4)
-ROW = (*GATHERED, "argmax_position")
+# Where columns are taken from, in order: blocks of a row as they are, then each of `features.LAYER_STATISTICS`.
+OF_REALS, OF_MASS, OF_RETAINED, GINI, PARTICIPATION, ACTIVE, CONSENSUS = range(7)
+ROW = ("reals", "indices", "mass", "retained")
 """What `compiled()` takes of a row, in order."""
-ROW_TYPES = (*[(np.float32, 2)] * 11, (np.float32, 3), (np.int32, 3), (np.int32, 2))
-"""Type and number of dimensions of each."""
+ROW_TYPES = (np.float32, np.int32, np.float32, np.int32)
+"""Type of each; all have three dimensions."""
+REALS, INDICES, ARGMAX = 11, 2, 0
+"""How many planes the first two have, and which of the second is `argmax_position`."""
 # What it is to do, in this order: bits of one number.
 READ, SCORE, COMMIT, SHIFT, WORD = 1, 2, 4, 8, 16
 CONFIDENCE_OUT, INTERNAL_OUT, PRIOR_OUT, STATE_OUT = range(4)
@@ -61,11 +59,11 @@ def _within(value: float) -> Any:
 
 
 @njit
-def _gather(ints: Any, x: Any, state: Any, field: int, values: Any) -> None:
-    """A field's columns, each over its divisor; what does not exist is 0."""
+def _gather(ints: Any, x: Any, state: Any, block: int, values: Any) -> None:
+    """A block's columns, each over its divisor; what does not exist is 0."""
     offsets, divided = ints[ints[OFFSETS] :], ints[ints[DIVISORS] :]
     divisors, out = state[ints[S_DIVISORS] :], x[ints[COLUMNS] :]
-    for column in range(ints[ints[FIELDS] + field], ints[ints[FIELDS] + field + 1]):
+    for column in range(ints[ints[BLOCKS] + block], ints[ints[BLOCKS] + block + 1]):
         value = np.float64(values[offsets[column]]) / divisors[divided[column]]
         out[column] = value if value > -np.inf else 0.0
 
@@ -75,7 +73,7 @@ def _across(ints: Any, x: Any, state: Any, mass: Any, argmax: Any) -> None:
     """Columns of `features.layer_statistic`."""
     out, ordered = x[ints[COLUMNS] :], state[ints[S_ORDERED] : ints[S_ORDERED] + ints[HEADS]]
     for statistic in range(GINI, CONSENSUS + 1):
-        for column in range(ints[ints[FIELDS] + statistic], ints[ints[FIELDS] + statistic + 1]):
+        for column in range(ints[ints[BLOCKS] + statistic], ints[ints[BLOCKS] + statistic + 1]):
             layer = ints[ints[OFFSETS] + column]
             out[column] = _party(argmax[layer]) if statistic == CONSENSUS else _spread(mass[layer], ordered, statistic)
 
@@ -115,14 +113,11 @@ def _spread(mass: Any, ordered: Any, statistic: int) -> Any:
 
 
 @njit
-def _fits(ints: Any, of_heads: Any, mass: Any, retained: Any, argmax: Any) -> Any:
+def _fits(ints: Any, reals: Any, indices: Any, mass: Any, retained: Any) -> Any:
     """Whether arrays are of the tables' sizes: nothing looks where they end."""
     layers, heads, kv_heads = ints[LAYERS], ints[HEADS], ints[KV_HEADS]
-    for values in of_heads:
-        if values.shape != (layers, heads):
-            return False
-    kept = (layers, kv_heads, SEGMENTS)
-    return argmax.shape == (layers, heads) and mass.shape == (layers, heads, SEGMENTS) and retained.shape == kept
+    of_heads = reals.shape == (REALS, layers, heads) and indices.shape == (INDICES, layers, heads)
+    return of_heads and mass.shape == (layers, heads, SEGMENTS) and retained.shape == (layers, kv_heads, SEGMENTS)
 
 
 @njit
@@ -229,7 +224,7 @@ def compiled() -> Callable[..., float]:
     """
     real, index = types.float64, types.int64
     own = [index[::1], types.float32[:, ::1], real[::1], types.float32[::1], real[::1]]
-    row = [types.Array(from_dtype(np.dtype(kind)), dimensions, "C", readonly=True) for kind, dimensions in ROW_TYPES]
+    row = [types.Array(from_dtype(np.dtype(kind)), 3, "C", readonly=True) for kind in ROW_TYPES]
     signature = real(*own, *row, index, index, index, real, *[real] * 8, index)
     try:
         return njit(signature, cache=True, error_model="numpy")(_advance)  # type: ignore[no-any-return]
@@ -239,30 +234,18 @@ def compiled() -> Callable[..., float]:
 
 def _advance(
     ints: Any, standard: Any, weights: Any, x: Any, state: Any,
-    lse: Any, entropy: Any, sum_sq: Any, max_prob: Any, image_entropy: Any, image_max: Any, image_output_share: Any,
-    self_mass: Any, previous_mass: Any, mean_distance: Any, windowed_distance: Any, mass: Any, retained: Any, argmax: Any,
+    reals: Any, indices: Any, mass: Any, retained: Any,
     position: int, do: int, kind: int, following: float, logprob: float, doubt: float, margin: float,
     top1: float, top2: float, top3: float, top4: float, top5: float, repetition: int,
 ) -> Any:  # fmt: skip
     if do & READ:
-        of_heads = (lse, entropy, sum_sq, max_prob, image_entropy, image_max, image_output_share, self_mass, previous_mass)
-        if not _fits(ints, (*of_heads, mean_distance, windowed_distance), mass, retained, argmax):
+        if not _fits(ints, reals, indices, mass, retained):
             raise ValueError("expected a row of the shape that the probe set was fitted for; check the set against the model")
         _divide_by(ints, state, retained, position)
-        _gather(ints, x, state, 0, lse.reshape(-1))
-        _gather(ints, x, state, 1, entropy.reshape(-1))
-        _gather(ints, x, state, 2, sum_sq.reshape(-1))
-        _gather(ints, x, state, 3, max_prob.reshape(-1))
-        _gather(ints, x, state, 4, image_entropy.reshape(-1))
-        _gather(ints, x, state, 5, image_max.reshape(-1))
-        _gather(ints, x, state, 6, image_output_share.reshape(-1))
-        _gather(ints, x, state, 7, self_mass.reshape(-1))
-        _gather(ints, x, state, 8, previous_mass.reshape(-1))
-        _gather(ints, x, state, 9, mean_distance.reshape(-1))
-        _gather(ints, x, state, 10, windowed_distance.reshape(-1))
-        _gather(ints, x, state, 11, mass.reshape(-1))
-        _gather(ints, x, state, 12, retained.reshape(-1))
-        _across(ints, x, state, mass, argmax)
+        _gather(ints, x, state, OF_REALS, reals.reshape(-1))
+        _gather(ints, x, state, OF_MASS, mass.reshape(-1))
+        _gather(ints, x, state, OF_RETAINED, retained.reshape(-1))
+        _across(ints, x, state, mass, indices[ARGMAX])
     if do & SCORE:
         _score(ints, standard, weights, x, state, kind, following, do & COMMIT)
     if do & SHIFT:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from introspect.types import PromptInfo
-from introspect_kernels import NUM_SEGMENTS, Segment
+from introspect_kernels import NUM_SEGMENTS, REALS, Segment
 from introspect_probes import compiled as at
 from introspect_probes.claim_probe import budget_features
 from introspect_probes.errors import ProbesError
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from introspect_probes.probe_set import ProbeSet
 
 Ints = NDArray[np.int64]
-_FIELDS = (*at.GATHERED, *LAYER_STATISTICS)
 _RISKS, _BUDGET = 6, 2
 
 
@@ -43,9 +42,9 @@ class Answer(NamedTuple):
 
 
 class _Column(NamedTuple):
-    """A number of a row: in which of `_FIELDS`, where in it (of a layer's statistic, which layer), and by what it is divided."""
+    """A number of a row: in which block, where in it (of a layer's statistic, which layer), and by what it is divided."""
 
-    field: int
+    block: int
     offset: int
     divisor: int
 
@@ -115,7 +114,7 @@ class NarrowProbes:
         outputs += [_output(strategy.probe, number, heads) for number in range(states)] if strategy else []
         sizes = (shape.layers, shape.heads, shape.kv_heads, len(columns), kinds, len(summed), int(internal is not None), states)
         lists = (
-            np.searchsorted([column.field for column in columns], np.arange(len(_FIELDS) + 1)),
+            np.searchsorted([column.block for column in columns], np.arange(at.CONSENSUS + 2)),
             [column.offset for column in columns],
             [column.divisor for column in columns],
             np.cumsum([0, *(len(output.places) for output in outputs)]),
@@ -128,7 +127,7 @@ class NarrowProbes:
             np.stack([np.concatenate([o.mean for o in outputs]), np.concatenate([o.scale for o in outputs])]),
             np.concatenate([*(o.weight for o in outputs), [o.bias for o in outputs]]).astype(np.float64),
         )
-        self.no_row = tuple(np.zeros((1,) * dimensions, dtype) for dtype, dimensions in at.ROW_TYPES)
+        self.no_row = tuple(np.zeros((1, 1, 1), dtype) for dtype in at.ROW_TYPES)
         self._deviates = confidence.mean[summed], confidence.scale[summed]
 
     def answer(self, prompt: PromptInfo, in_domain: float | None) -> Answer:
@@ -161,19 +160,19 @@ class NarrowProbes:
 def _column(name: str, flat: int, shape: Shape) -> _Column:
     """Where a statistic is, as `features.parse_head_feature` names it."""
     if name in LAYER_STATISTICS:
-        return _Column(_FIELDS.index(name), flat, at.WHOLE)
+        return _Column(at.GINI + LAYER_STATISTICS.index(name), flat, at.WHOLE)
     field, _, segment = name.partition("_")
     if field == "mass":
-        return _Column(_FIELDS.index(field), flat * NUM_SEGMENTS + Segment[segment.upper()], at.WHOLE)
+        return _Column(at.OF_MASS, flat * NUM_SEGMENTS + Segment[segment.upper()], at.WHOLE)
     if field == "retained":
         number = Segment[segment.upper()]
-        return _Column(_FIELDS.index(field), flat * NUM_SEGMENTS + number, at.BY_SEGMENT + number)
+        return _Column(at.OF_RETAINED, flat * NUM_SEGMENTS + number, at.BY_SEGMENT + number)
     divisor = {"mean_distance": at.POSITION, "windowed_distance": at.WINDOW}.get(name, at.WHOLE)
     if name in ("entropy", "image_entropy"):
         layer, head = divmod(flat, shape.heads)
         kv_head = layer * shape.kv_heads + head // (shape.heads // shape.kv_heads)
         divisor = at.BY_HEAD + 2 * kv_head + (name == "image_entropy")
-    return _Column(_FIELDS.index(name), flat, divisor)
+    return _Column(at.OF_REALS, REALS.index(name) * shape.layers * shape.heads + flat, divisor)
 
 
 def _blocks(*sizes: int) -> list[range]:

@@ -196,10 +196,14 @@ def test_a_row_of_another_model_is_refused_rather_than_read_beyond_its_end() -> 
     probes = random_probes(Shape(3, 6, 2), 60, rng)
     manifest = {**probes.manifest, "grammar": WORLD_GRAMMAR, "budgets": {"policies": ["full"], "min_ratio": 0.1}}
     steps = made_answer(Shape(3, 6, 2), rng, reduced=False)
-    for shape in (Shape(3, 5, 1), Shape(3, 6, 3), Shape(2, 6, 2)):
+    others = [random_row(shape, rng) for shape in (Shape(3, 5, 1), Shape(3, 6, 3), Shape(2, 6, 2))]
+    whole = random_row(Shape(3, 6, 2), rng)
+    others += [replace(whole, reals=whole.reals[:-1]), replace(whole, indices=whole.indices[1:])]
+    others += [replace(whole, mass=whole.mass[:-1]), replace(whole, retained=whole.retained[:, :-1].copy())]
+    for other in others:
         session = replace(probes, manifest=manifest).session(steps[0].prompt)
         with pytest.raises(ValueError, match="the shape that the probe set was fitted for"):
-            session.step(replace(steps[0], heads=random_row(shape, rng)))
+            session.step(replace(steps[0], heads=other))
 
 
 def test_probes_of_another_length_are_refused() -> None:
