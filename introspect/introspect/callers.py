@@ -29,9 +29,13 @@ class ManyCallers(ABC):
 
     Memory belongs to a request from the moment it leaves the line until its
     last step, its error, or the moment its iterator is closed.
+
+    Attributes:
+        restarts: how often what computes had to begin anew because it ended by itself.
     """
 
     def __init__(self) -> None:
+        self.restarts = 0
         self._encoding = threading.Lock()
         self._last: weakref.ref[EncodedPrompt] | None = None
 
@@ -76,10 +80,8 @@ class ManyCallers(ABC):
         """See `Engine.encode`; from one thread at a time. Choices of one request, which share its messages, are encoded once."""
         with self._encoding:
             last = self._last() if self._last is not None else None
-            if last is not None and _is_choice(request, last.request):
-                prompt = replace(last, request=request)
-            else:
-                prompt = self._encode(request)
+            is_choice = last is not None and _is_choice(request, last.request)
+            prompt = replace(last, request=request) if last is not None and is_choice else self._encode(request)
             self._last = weakref.ref(prompt)
             return prompt
 

@@ -113,7 +113,7 @@ def load_model(
         HeadScoresError: `heads` cannot be read or are another model's.
     """
     attention.install()
-    folder = _folder_of(name_or_path)
+    folder = folder_of(name_or_path)
     compute = dtype or (torch.float32 if device == "cpu" else "auto")
     try:
         config = AutoConfig.from_pretrained(folder)
@@ -183,7 +183,12 @@ def fingerprint_of(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _folder_of(name_or_path: str) -> Path:
+def folder_of(name_or_path: str) -> Path:
+    """The folder of a model's files; those of a hub id are downloaded where they are not here.
+
+    Raises:
+        ModelLoadError: there is none.
+    """
     if name_or_path == EMBEDDED:
         return embedded_folder()
     folder = Path(name_or_path).expanduser()

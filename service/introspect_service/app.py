@@ -56,7 +56,10 @@ def create_app(settings: Settings | None = None, backend: Backend | None = None)
                 valkey = EmbeddedValkey(settings.redis_port)
                 await asyncio.to_thread(valkey.start)
                 stack.callback(valkey.stop)
-            loaded = await asyncio.to_thread(load_backend, settings) if backend is None else backend
+            loaded = backend
+            if loaded is None:
+                loaded = await asyncio.to_thread(load_backend, settings)
+                stack.push_async_callback(asyncio.to_thread, loaded.engine.close)
             bus = make_bus(settings)
             await bus.start()
             stack.push_async_callback(bus.close)
@@ -70,7 +73,7 @@ def create_app(settings: Settings | None = None, backend: Backend | None = None)
             probes = ProbeSets(
                 loaded, Path(settings.probe_folder) if settings.probe_folder else None, allow_mismatch=settings.allow_mismatch
             )
-            metrics = Metrics(runner, bus, records, viewers, probes)
+            metrics = Metrics(runner, loaded.engine, bus, records, viewers, probes)
             app.state.service = Service(
                 settings, loaded, probes, runner, bus, records, viewers, metrics, labels, make_remote_images(settings)
             )
@@ -165,12 +168,14 @@ async def readyz(service: ServiceDep) -> JSONResponse:
     """Whether requests are taken; a stream that is away makes the service poorer, not unready."""
     counters, bus = service.bus.counters, service.bus
     draining = service.draining.is_set()
-    ready = service.runner.alive and not draining
+    engine = service.backend.engine
+    ready = service.runner.alive and engine.alive and not draining
     body: dict[str, Any] = {
-        "status": "ready" if ready else "draining" if draining else "stopped",
+        "status": "ready" if ready else "draining" if draining else "stopped" if engine.alive else "engine_down",
         "model": service.backend.model.name,
         "probe_set": service.probes.scorer.name,
         "queue": {"waiting": service.runner.waiting, "depth": service.settings.queue_depth},
+        "engine": {"alive": engine.alive, "restarts": engine.restarts},
         "stream": {
             "mode": service.settings.redis if service.settings.redis in ("embedded", "off") else "external",
             "connected": bus.connected,

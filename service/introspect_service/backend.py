@@ -6,9 +6,8 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from introspect.async_engine import AsyncEngine
+from introspect.callers import ManyCallers
 from introspect.engine import Engine
 from introspect.heads.visual_heads import kv_head_scores
 from introspect.loading import LoadedModel, load_model
@@ -20,20 +19,17 @@ from introspect_probes.training_free import TrainingFree
 from introspect_service.errors import ServiceError
 from introspect_service.process_memory import bound_arenas
 from introspect_service.settings import Settings
+from introspect_service.threads import use_threads
 
 logger = logging.getLogger(__name__)
-
-SMALL = 30_000_000
-"""Parameters of a model below which one thread is used on a CPU. The embedded one has three million; `introspect bench service`
-measures it with one thread and with one a core."""
 
 
 @dataclass(frozen=True)
 class Backend:
-    """A loaded model and who scores its answers."""
+    """A model, without its weights where its engine has them elsewhere, and who scores its answers."""
 
     model: LoadedModel
-    engine: AsyncEngine
+    engine: ManyCallers
     scorer: ProbeSet | TrainingFree
     feature_schema: str
 
@@ -50,26 +46,36 @@ def load_backend(settings: Settings) -> Backend:
     policy = settings.budget.policy
     if policy not in available_policies():
         raise ServiceError(f"policy: expected one of {', '.join(available_policies())}, got {policy!r}")
-    model = load_model(settings.model, device=settings.device, heads=Path(settings.heads) if settings.heads else None)
-    if get_policy(policy).needs_head_scores:
-        kv_head_scores(model)
-    use_threads(model, settings.threads)
-    engine = AsyncEngine(Engine(model, max_batch=settings.max_batch))
-    scorer = choose_scorer(model, settings)
+    engine = load_engine(settings)
+    model = engine.loaded
+    try:
+        if get_policy(policy).needs_head_scores:
+            kv_head_scores(model)
+        scorer = choose_scorer(model, settings)
+    except Exception:
+        engine.close()
+        raise
     if isinstance(scorer, ProbeSet):
         scorer.prepare()
     return Backend(model, engine, scorer, feature_schema_hash())
 
 
-def use_threads(model: LoadedModel, threads: int | None) -> None:
-    """Let torch compute with so many threads; with one where `model` is small and nobody says.
+def load_engine(settings: Settings) -> ManyCallers:
+    """The engine that `settings` ask for, where they ask for it.
 
-    Threads of a small operator wait for each other longer than they compute, and with Python's threads for the cores.
+    Raises:
+        IntrospectError: the model cannot be loaded.
     """
-    if threads is None and model.device.type == "cpu" and sum(p.numel() for p in model.model.parameters()) < SMALL:
-        threads = 1
-    if threads is not None:
-        torch.set_num_threads(threads)
+    if settings.engine == "process":
+        from introspect_service.engine_process import EngineProcess
+        from introspect_service.wire import Opening
+
+        with_json = settings.log_format == "json"
+        opening = Opening(settings.model, settings.device, settings.heads, settings.threads, settings.max_batch, json_logs=with_json)
+        return EngineProcess(opening)
+    model = load_model(settings.model, device=settings.device, heads=Path(settings.heads) if settings.heads else None)
+    use_threads(model, settings.threads)
+    return AsyncEngine(Engine(model, max_batch=settings.max_batch))
 
 
 def choose_scorer(model: LoadedModel, settings: Settings) -> ProbeSet | TrainingFree:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -82,7 +83,9 @@ def serve(
     from introspect_service.serve import serve as run
 
     backend, number = load_backend(settings), bound.getsockname()[1]
-    if not run(settings, backend, bound, lambda: typer.echo(greeting(settings, backend, number)), log_level):
+    with closing(backend.engine):
+        has_listened = run(settings, backend, bound, lambda: typer.echo(greeting(settings, backend, number)), log_level)
+    if not has_listened:
         raise typer.Exit(1)
 
 
@@ -111,6 +114,7 @@ def ask(
         heads=heads,
         device=device,
         redis="off",
+        engine="thread",  # for one question nothing is worth another process
     )
     _hide_progress_bars()
     from introspect_service.ask import ask as put

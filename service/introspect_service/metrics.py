@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from introspect.callers import ManyCallers
 from introspect_service.bus import SignalBus
 from introspect_service.generation import Begun, Ended, Progress, Token
 from introspect_service.probe_sets import ProbeSets
@@ -30,13 +31,16 @@ class Metrics:
 
     Args:
         runner: knows who waits.
+        engine: knows how it is itself.
         bus: counts events.
         records: knows what is remembered.
         viewers: knows how many streams are open.
         probes: knows who scores.
     """
 
-    def __init__(self, runner: Runner, bus: SignalBus, records: RecordStore, viewers: Viewers, probes: ProbeSets) -> None:
+    def __init__(
+        self, runner: Runner, engine: ManyCallers, bus: SignalBus, records: RecordStore, viewers: Viewers, probes: ProbeSets
+    ) -> None:
         registry = CollectorRegistry()
 
         def histogram(name: str, words: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
@@ -58,7 +62,7 @@ class Metrics:
         self._confidence = histogram("answer_confidence_ratio", "Confidence of answers.", _SHARES)
         self._risk = histogram("answer_hallucination_risk_ratio", "Hallucination risk of answers.", _SHARES)
         self._outside = counter("answers_outside_domain", "Answers to prompts unlike those of the calibration.")
-        registry.register(_Now(runner, bus, records, viewers, probes))
+        registry.register(_Now(runner, engine, bus, records, viewers, probes))
 
     def text(self) -> bytes:
         """All of them, in Prometheus's text format."""
@@ -103,8 +107,11 @@ class Metrics:
 class _Now(Collector):
     """What others count already, read when it is asked for."""
 
-    def __init__(self, runner: Runner, bus: SignalBus, records: RecordStore, viewers: Viewers, probes: ProbeSets) -> None:
-        self._runner, self._bus, self._records, self._viewers, self._probes = runner, bus, records, viewers, probes
+    def __init__(
+        self, runner: Runner, engine: ManyCallers, bus: SignalBus, records: RecordStore, viewers: Viewers, probes: ProbeSets
+    ) -> None:
+        self._runner, self._engine, self._bus = runner, engine, bus
+        self._records, self._viewers, self._probes = records, viewers, probes
 
     def collect(self) -> Iterable[Metric]:
         """The metrics of this moment."""
@@ -114,6 +121,8 @@ class _Now(Collector):
         scorer.add_metric([self._probes.active, self._probes.scorer.name or ""], 1)
         yield scorer
         yield from self._drift()
+        restarts = "Processes of the engine that had to be begun because one ended by itself."
+        yield CounterMetricFamily("introspect_engine_restarts", restarts, value=self._engine.restarts)
         yield CounterMetricFamily("introspect_probe_set_changes", "Probe sets made active.", value=self._probes.changes)
         yield CounterMetricFamily("introspect_events_published", "Events that the stream's server confirmed.", value=counters.published)
         yield CounterMetricFamily("introspect_event_writes_failed", "Batches that could not be written.", value=counters.failed_writes)
@@ -126,6 +135,9 @@ class _Now(Collector):
         for name, words, value in (
             ("num_requests_running", "Requests that the engine works on.", self._runner.running),
             ("num_requests_waiting", "Requests that wait for the engine.", self._runner.waiting),
+            ("engine_up", "Whether the engine takes requests.", int(self._engine.alive)),
+            ("kv_cache_allocated_bytes", "Memory that the engine holds for keys and values.", self._engine.kv_bytes.allocated),
+            ("kv_cache_used_bytes", "Memory of the keys and values that are there.", self._engine.kv_bytes.filled),
             ("events_waiting", "Events that are not confirmed yet.", self._bus.waiting),
             ("stream_connected", "Whether the last write to the stream went through.", int(self._bus.connected)),
             ("answers_kept", "Answers whose head statistics are remembered.", len(self._records)),

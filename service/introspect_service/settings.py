@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -36,6 +37,8 @@ class Settings(BaseSettings):
         port: port to listen on; 0 lets the system choose.
         model: `embedded`, a local folder, or a hub id.
         device: torch device of the model.
+        engine: `process` lets the model compute in a process of its own, which takes nothing of the time that HTTP, probes and
+            stream need; `thread` in this one.
         threads: threads that torch computes with on a CPU; where absent one for a small model, which more would only slow down,
             and as many as torch chooses for others.
         probes: `embedded` (used where it fits the model), `off`, or the folder of a probe set.
@@ -86,6 +89,7 @@ class Settings(BaseSettings):
     port: Port = 8000
     model: Annotated[str, Field(min_length=1)] = "embedded"
     device: str = "cpu"
+    engine: Literal["process", "thread"] = "thread" if sys.platform == "win32" else "process"
     threads: Annotated[int, Field(ge=1, le=1_024)] | None = None
     probes: Annotated[str, Field(min_length=1)] = "embedded"
     allow_mismatch: bool = False
@@ -165,6 +169,13 @@ class Settings(BaseSettings):
     def _keys_are_long(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and any(len(key) < SHORTEST_KEY or not key.isascii() for key in _split(value)):
             raise ValueError(f"expected keys of at least {SHORTEST_KEY} ASCII characters each, separated by commas")
+        return value
+
+    @field_validator("engine")
+    @classmethod
+    def _engine_can_be_there(cls, value: str) -> str:
+        if value == "process" and sys.platform == "win32":
+            raise ValueError('expected "thread": on Windows a process cannot be given its end of the connection')
         return value
 
     @model_validator(mode="after")

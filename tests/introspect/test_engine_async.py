@@ -13,7 +13,8 @@ from dataclasses import replace
 import pytest
 from families import TinyModel
 
-from introspect.async_engine import AsyncEngine, EngineClosedError
+from introspect.async_engine import AsyncEngine
+from introspect.callers import EngineClosedError
 from introspect.engine import Engine
 from introspect.errors import RequestError
 from introspect.types import Request, SamplingParams

@@ -164,7 +164,9 @@ def model_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def backend(model_folder):
     """That model, scored without probes."""
-    return load_backend(Settings(model=str(model_folder), probes="off", redis="off"))
+    made = load_backend(Settings(model=str(model_folder), probes="off", redis="off"))
+    yield made
+    made.engine.close()
 
 
 @pytest.fixture(scope="session")

@@ -82,3 +82,9 @@ def test_the_readme_lists_every_setting_with_its_default():
     defaults = {name.upper(): field.default for name, field in Settings.model_fields.items()}
     defaults["REPLICA"] = "the host's name"
     assert rows == {name: "none" if value is None else str(value) for name, value in defaults.items()}
+
+
+def test_an_engine_s_process_is_refused_where_it_cannot_be_begun(monkeypatch):
+    monkeypatch.setattr("introspect_service.settings.sys.platform", "win32")
+    with pytest.raises(ValidationError, match='expected "thread"'):
+        Settings(engine="process")
