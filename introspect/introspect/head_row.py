@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,15 @@ class HeadRow:
             arrays["mass"].astype(np.float32, casting="same_kind", copy=False),
             arrays["retained"].astype(np.int32, casting="same_kind", copy=False),
         )
+
+    @classmethod
+    def joined(cls, rows: Sequence[HeadRow]) -> HeadRow:
+        """Rows of several queries as one; copies."""
+        blocks = []
+        for block in fields(cls):
+            arrays = [getattr(row, block.name) for row in rows]  # one behind another: `np.stack` looks at each several times
+            blocks.append(np.concatenate(arrays).reshape(len(arrays), *arrays[0].shape))
+        return cls(*blocks)
 
     def rows(self) -> list[HeadRow]:
         """Each row of several that are one, as views."""

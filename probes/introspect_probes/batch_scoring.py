@@ -7,7 +7,7 @@ these is far quicker than spelling all of them out. Values are those of `feature
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,7 @@ class TokenBatch:
     """One token of each of several answers, with both of its rows.
 
     Attributes:
-        producing: rows that predicted the tokens, every array with a leading `[batch]`; see `stack_rows`.
+        producing: rows that predicted the tokens, every array with a leading `[batch]`; see `HeadRow.joined`.
         reading: rows that read them.
         positions: token index of each producing query, `[batch]`.
         logits: `features.logit_features` of each, `[batch, logits]`.
@@ -58,11 +58,6 @@ class BatchSignals:
     risk: Floats | None
     strategy: Floats | None
     confidence_heads: NDArray[np.float32]
-
-
-def stack_rows(rows: Sequence[HeadRow]) -> HeadRow:
-    """Rows of several answers as one, every array with a leading `[batch]`."""
-    return HeadRow(*(np.stack([getattr(row, block.name) for row in rows]) for block in fields(HeadRow)))
 
 
 class BatchScorer:

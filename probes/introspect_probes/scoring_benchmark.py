@@ -16,7 +16,7 @@ import typer
 from introspect.provenance import provenance
 from introspect.types import EffectiveBudget, HeadRow, PromptInfo
 from introspect_kernels import INDICES, NUM_SEGMENTS, REALS
-from introspect_probes.batch_scoring import BatchScorer, TokenBatch, stack_rows
+from introspect_probes.batch_scoring import BatchScorer, TokenBatch
 from introspect_probes.claim_probe import ClaimProbe, budget_features
 from introspect_probes.features import LOGITS, PLACE, Shape, head_feature_names, kind_features
 from introspect_probes.linear import BudgetedPlatt, BudgetedProbe, LinearProbe, Platt
@@ -52,7 +52,8 @@ def scoring_benchmark(shape: Shape, *, batch: int = 32, weights: int = 1000, rep
     took, worked = [], []
     for _ in range(repeats + 3):
         start, began = time.perf_counter(), time.process_time()
-        tokens = TokenBatch(stack_rows(rows[0]), stack_rows(rows[1]), np.full(batch, PROMPT), logits, place, ["digit"] * batch, prompts)
+        producing, reading = (HeadRow.joined(each) for each in rows)
+        tokens = TokenBatch(producing, reading, np.full(batch, PROMPT), logits, place, ["digit"] * batch, prompts)
         signals = scorer.score(tokens)
         risks = signals.risk if signals.risk is not None else np.zeros(batch)
         one = np.ones(batch)

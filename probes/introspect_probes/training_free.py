@@ -17,12 +17,14 @@ from numpy.typing import NDArray
 
 from introspect.loading import LoadedModel
 from introspect.types import HeadRow, PromptInfo, StepTrace
-from introspect_kernels import Segment
+from introspect_kernels import INDICES, REALS, Segment
 from introspect_probes.features import largest_party
 from introspect_probes.scoring import StepSignals
 from introspect_probes.signals import AnswerSignal, TokenSignal
 
 _FLOOR = 1e-6
+_PLANES = {name: (block, plane) for block, names in (("reals", REALS), ("indices", INDICES)) for plane, name in enumerate(names)}
+"""Where a row has the statistics that are one number a head."""
 
 
 class Words:
@@ -68,16 +70,21 @@ class Words:
         """A statistic of the rows that read them."""
         return self._stack(name, self._reading, of_reading=True)
 
-    @cached_property
-    def retained(self) -> NDArray[np.int64]:
-        """Entries that each query head could attend to, by segment, `[words, layers, heads, 6]`."""
-        kept, heads = self.producing("retained"), self.producing("mass").shape[2]
-        return np.repeat(kept, heads // kept.shape[2], axis=2).astype(np.int64)
+    def retained(self, segments: slice) -> NDArray[np.int64]:
+        """Entries of some segments that each query head could attend to, `[words, layers, heads]`."""
+        kept, heads = self.producing("retained")[..., segments].sum(-1), self.producing("mass").shape[2]
+        return np.repeat(kept, heads // kept.shape[2], axis=2)
 
     def _stack(self, name: str, rows: list[HeadRow], *, of_reading: bool) -> NDArray[Any]:
+        """A statistic, or one of the arrays that a row has."""
         if (of_reading, name) not in self._stacks:
-            arrays = [getattr(row, name) for row in rows]  # one behind another: `np.stack` looks at each of them several times
-            self._stacks[of_reading, name] = np.concatenate(arrays).reshape(len(arrays), *arrays[0].shape)
+            if name in _PLANES:
+                block, plane = _PLANES[name]
+                found = np.ascontiguousarray(self._stack(block, rows, of_reading=of_reading)[:, plane])
+            else:
+                arrays = [getattr(row, name) for row in rows]  # one behind another: `np.stack` looks at each of them several times
+                found = np.concatenate(arrays).reshape(len(arrays), *arrays[0].shape)
+            self._stacks[of_reading, name] = found
         return self._stacks[of_reading, name]
 
 
@@ -113,9 +120,9 @@ def svar(words: Words) -> float:
 
 def lookback_ratio(words: Words) -> float:
     """Lookback ratio (arXiv 2407.07071): mean attention on the prompt over that plus mean attention on generated tokens."""
-    mass, counts = words.producing("mass"), words.retained
-    prompt = mass[..., : Segment.GENERATED].sum(-1) / np.maximum(counts[..., : Segment.GENERATED].sum(-1), 1)
-    new = mass[..., Segment.GENERATED] / np.maximum(counts[..., Segment.GENERATED], 1)
+    mass, before, behind = words.producing("mass"), slice(Segment.GENERATED), slice(Segment.GENERATED, Segment.GENERATED + 1)
+    prompt = mass[..., before].sum(-1) / np.maximum(words.retained(before), 1)
+    new = mass[..., Segment.GENERATED] / np.maximum(words.retained(behind), 1)
     return float((prompt / np.maximum(prompt + new, _FLOOR)).mean())
 
 
@@ -158,7 +165,7 @@ def max_entropy(words: Words) -> float:
 
 def attention_entropy(words: Words) -> float:
     """Entropy of attention over the retained entries as a share of its largest value, mean over heads and tokens; lower is sharper."""
-    entropy, count = words.producing("entropy"), words.retained.sum(-1)
+    entropy, count = words.producing("entropy"), words.retained(slice(None))
     several = count > 1
     shares = np.where(several, entropy / np.log(np.maximum(count, 2)), 0.0)
     return float((shares.sum((1, 2)) / several.sum((1, 2))).mean())

@@ -6,10 +6,9 @@ Row by row that would take a sixth of what the event loop does for a token.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, overload
+from typing import overload
 
 import numpy as np
-from numpy.typing import NDArray
 
 from introspect.types import HeadRow
 from introspect_service.compact import DTYPES, Row, compact_row
@@ -24,7 +23,7 @@ class HeadRows(Sequence[Row]):
 
     def __init__(self) -> None:
         self._coming: list[HeadRow] = []
-        self._whole: dict[str, NDArray[Any]] = {}
+        self._whole: Row = {}
         self._count = self.bytes = self._bytes_each = 0
 
     def add(self, heads: HeadRow) -> None:
@@ -39,9 +38,7 @@ class HeadRows(Sequence[Row]):
         """No more will come: copy what is here into arrays of its own, and let go of the engine's, which other answers share."""
         if not self._coming:
             return
-        for name, dtype in DTYPES.items():
-            arrays = [getattr(heads, name) for heads in self._coming]  # one behind another: `np.stack` looks at each several times
-            self._whole[name] = np.concatenate(arrays, dtype=dtype, casting="same_kind").reshape(len(arrays), *arrays[0].shape)
+        self._whole = compact_row(HeadRow.joined(self._coming))
         self._coming = []
 
     def __len__(self) -> int:

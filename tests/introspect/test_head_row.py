@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 import torch
@@ -46,6 +48,16 @@ def test_a_row_of_named_arrays_is_the_row_they_were_read_from() -> None:
         for name in HeadStats._fields:
             assert getattr(made, name).shape == getattr(row, name).shape
             np.testing.assert_array_equal(getattr(made, name), getattr(row, name), err_msg=name)
+
+
+def test_joined_rows_come_apart_as_they_were_and_share_nothing() -> None:
+    rows = head_rows(tensors(4))[1:]
+    whole = HeadRow.joined(rows)
+    assert whole.entropy.shape == (3, LAYERS, HEADS)
+    for one, other in zip(whole.rows(), rows, strict=True):
+        for block in fields(HeadRow):
+            np.testing.assert_array_equal(getattr(one, block.name), getattr(other, block.name))
+            assert not np.shares_memory(getattr(one, block.name), getattr(other, block.name))
 
 
 def test_stored_precisions_become_the_engine_s() -> None:

@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from introspect_probes.batch_scoring import BatchScorer, ColumnReader, TokenBatch, stack_rows
+from introspect.types import HeadRow
+from introspect_probes.batch_scoring import BatchScorer, ColumnReader, TokenBatch
 from introspect_probes.features import LOGITS, PLACE, Shape, TokenFeatures, head_feature_names, head_features
 from introspect_probes.linear import BudgetedProbe
 from introspect_probes.probe_set import answer_features, answer_tail
@@ -27,7 +28,7 @@ def batch_of(shape: Shape, size: int, rng: np.random.Generator) -> tuple[TokenBa
     logits = rng.standard_normal((size, len(LOGITS))).astype(np.float32)
     place = rng.standard_normal((size, len(PLACE))).astype(np.float32)
     kinds = [("digit", "color", "")[i % 3] for i in range(size)]
-    batch = TokenBatch(stack_rows(rows[0]), stack_rows(rows[1]), positions, logits, place, kinds, prompts)
+    batch = TokenBatch(HeadRow.joined(rows[0]), HeadRow.joined(rows[1]), positions, logits, place, kinds, prompts)
     single = [TokenFeatures(head_features(rows[0][i], rows[1][i], prompts[i], int(positions[i])), logits[i], place[i]) for i in range(size)]
     return batch, single
 
