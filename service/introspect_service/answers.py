@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from functools import cached_property
 
 from pydantic import BaseModel
 
@@ -17,16 +18,14 @@ from introspect_service.responses import (
     ChatCompletion,
     ChatCompletionChunk,
     Choice,
-    ChoiceIntrospection,
     ChunkChoice,
-    CompletionIntrospection,
     Delta,
     Logprobs,
     TokenLogprob,
     Usage,
 )
-from introspect_service.schemas import ChatRequest, IntrospectionOptions
-from introspect_service.signals import AnswerIntrospection, answer_introspection, token_introspection
+from introspect_service.schemas import ChatRequest
+from introspect_service.signals import token_introspection
 
 
 def as_json(model: BaseModel) -> str:
@@ -49,9 +48,6 @@ class AnswerWriter:
         self._fingerprint = f"fp_{backend.model.fingerprint[:16]}"
         self._pieces = [Pieces(backend.model.tokenizer, chat.top_logprobs or 0) for _ in range(chat.choices)]
         self._ended: dict[int, Ended] = {}
-        # What stands around the choices of every chunk, taken from the model of one.
-        before, between, after = as_json(self._chunk(None)).partition('"choices":[')
-        self._before, self._after = before + between, after
 
     @property
     def is_complete(self) -> bool:
@@ -71,8 +67,8 @@ class AnswerWriter:
             return entry
         return entry.model_copy(update={"introspection": token_introspection(token.signal, self._chat.introspection)})
 
-    def whole(self, tokens: Sequence[list[TokenLogprob]], published: Sequence[bool]) -> ChatCompletion:
-        """The response of a request that does not stream, from the tokens of each choice; every choice has ended."""
+    def whole(self, tokens: Sequence[list[TokenLogprob]], published: Sequence[bool]) -> str:
+        """The JSON of the `ChatCompletion` of a request that does not stream, from the tokens of each choice, which all have ended."""
         choices = [
             Choice(
                 index=index,
@@ -82,15 +78,15 @@ class AnswerWriter:
             )
             for index, ended in sorted(self._ended.items())
         ]
-        return ChatCompletion(
+        whole = ChatCompletion(
             id=self._id,
             created=self._created,
             model=self._backend.model.name,
             system_fingerprint=self._fingerprint,
             choices=choices,
             usage=self._usage(),
-            introspection=self._introspection(published),
         )
+        return self._with_signals(whole.model_dump_json(), published)
 
     def opening(self) -> list[ChatCompletionChunk]:
         """The first chunks, one a choice."""
@@ -106,22 +102,29 @@ class AnswerWriter:
             return None
         logprobs = as_json(Logprobs(content=[entry])) if entry else "null"
         choice = f'{{"index":{index},"delta":{{"content":{json.dumps(token.step.text)}}},"logprobs":{logprobs},"finish_reason":null}}'
-        return self._before + choice + self._after
+        before, after = self._around
+        return before + choice + after
 
-    def closing(self, index: int, ended: Ended, published: Sequence[bool]) -> list[ChatCompletionChunk]:
-        """The last chunks of a choice: text that no token carried, and the finish chunk.
+    def closing(self, index: int, ended: Ended, published: Sequence[bool]) -> list[str]:
+        """The JSON of the last chunks of a choice: text that no token carried, and the finish chunk.
 
         Behind the last choice, `published` tells of all of them: its finish chunk has the signals, and the usage follows
         where it was asked for.
         """
-        chunks = [self._chunk(ChunkChoice(index=index, delta=Delta(content=ended.rest)))] if ended.rest else []
-        finish = self._chunk(ChunkChoice(index=index, delta=Delta(), finish_reason=ended.finish_reason))
+        chunks = [as_json(self._chunk(ChunkChoice(index=index, delta=Delta(content=ended.rest))))] if ended.rest else []
+        finish = as_json(self._chunk(ChunkChoice(index=index, delta=Delta(), finish_reason=ended.finish_reason)))
         if not self.is_complete:
             return [*chunks, finish]
-        chunks.append(finish.model_copy(update={"introspection": self._introspection(published)}))
+        chunks.append(self._with_signals(finish, published))
         if self._chat.stream_options is not None and self._chat.stream_options.include_usage:
-            chunks.append(self._chunk(None).model_copy(update={"usage": self._usage()}))
+            chunks.append(as_json(self._chunk(None).model_copy(update={"usage": self._usage()})))
         return chunks
+
+    @cached_property
+    def _around(self) -> tuple[str, str]:
+        """What stands around the choices of every chunk, taken from the model of one."""
+        before, between, after = as_json(self._chunk(None)).partition('"choices":[')
+        return before + between, after
 
     def _chunk(self, choice: ChunkChoice | None) -> ChatCompletionChunk:
         return ChatCompletionChunk(
@@ -132,24 +135,20 @@ class AnswerWriter:
             choices=[choice] if choice else [],
         )
 
-    def _introspection(self, published: Sequence[bool]) -> CompletionIntrospection | None:
-        options = self._chat.introspection
+    def _with_signals(self, written: str, published: Sequence[bool]) -> str:
+        """A response that is written without its signals, and its `CompletionIntrospection` where that was asked for."""
+        options, schema = self._chat.introspection, self._backend.feature_schema
         if options is None:
-            return None
-        said = [self._signals(index, published[index], options) for index in range(self._chat.choices)]
-        choices = tuple(ChoiceIntrospection(index=index, **dict(each)) for index, each in enumerate(said)) if len(said) > 1 else None
-        return CompletionIntrospection(**dict(said[0]), choices=choices)
-
-    def _signals(self, index: int, published: bool, options: IntrospectionOptions) -> AnswerIntrospection:
-        ended = self._ended[index]
-        return answer_introspection(
-            choice_id(self._id, index),
-            ended.signal,
-            ended.prompt.budget,
-            self._backend.feature_schema,
-            options=options,
-            published=published,
-        )
+            return written
+        said = [
+            ended.json.of(choice_id(self._id, index), schema, options=options, published=published[index])
+            for index, ended in sorted(self._ended.items())
+        ]
+        whole = said[0]
+        if len(said) > 1:
+            choices = ",".join([f'{each[:-1]},"index":{index}}}' for index, each in enumerate(said)])
+            whole = f'{whole[:-1]},"choices":[{choices}]}}'
+        return f'{written[:-1]},"introspection":{whole}}}'
 
     def _usage(self) -> Usage:
         """The prompt counts once, as OpenAI counts it, and the tokens of all choices."""

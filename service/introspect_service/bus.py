@@ -87,7 +87,7 @@ class Delivery:
 
 
 class Publishable(Protocol):
-    """What goes out: `events.SignalEvent`, or a `step_event.StepEvent`."""
+    """What goes out: `events.SignalEvent`, or an `events_json.WrittenEvent`."""
 
     @property
     def droppable(self) -> bool:

@@ -51,7 +51,7 @@ async def chat_completions(chat: ChatRequest, http: Request, service: ServiceDep
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         return StreamingResponse(_stream(run, writer), media_type="text/event-stream", headers=headers)
     whole = await _collect(run, writer, chat.choices)
-    return Response(whole.model_dump_json(), media_type="application/json")
+    return Response(whole, media_type="application/json")
 
 
 async def _begin(chat: ChatRequest, completion_id: str, service: Service, request_id: str) -> Run:
@@ -107,7 +107,7 @@ def _publisher(service: Service, choice: str, probe_set: str | None) -> AnswerPu
     )
 
 
-async def _collect(run: Run, writer: AnswerWriter, choices: int) -> ChatCompletion:
+async def _collect(run: Run, writer: AnswerWriter, choices: int) -> str:
     tokens: list[list[TokenLogprob]] = [[] for _ in range(choices)]
     try:
         async for index, what in run.rest():
@@ -130,8 +130,8 @@ async def _stream(run: Run, writer: AnswerWriter) -> AsyncIterator[str]:
                     yield _data(piece)
             else:
                 writer.end(index, what)
-                for chunk in writer.closing(index, what, await run.published() if writer.is_complete else ()):
-                    yield _data(as_json(chunk))
+                for last in writer.closing(index, what, await run.published() if writer.is_complete else ()):
+                    yield _data(last)
     except ApiError as error:
         yield _data(as_json(error_body(error)))
     finally:

@@ -6,11 +6,13 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol, cast
 
 from introspect.types import FinishReason, PromptInfo, Request, StepTrace
 from introspect_probes.scoring import Session
 from introspect_probes.signals import AnswerSignal, TokenSignal
+from introspect_service.signals_json import AnswerJson
 
 
 class Generates(Protocol):
@@ -67,6 +69,11 @@ class Ended:
     signal: AnswerSignal
     seconds: float
     closing: StepTrace
+
+    @cached_property
+    def json(self) -> AnswerJson:
+        """Writes its signals."""
+        return AnswerJson(self.signal, self.prompt.budget)
 
 
 Progress = Begun | Token | Ended

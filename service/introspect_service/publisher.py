@@ -5,21 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import Literal
 
-from introspect.types import PromptInfo
 from introspect_service.bus import Delivery, SignalBus
-from introspect_service.events import (
-    AlertData,
-    CompletedData,
-    EventData,
-    FailedData,
-    FeedbackData,
-    SignalEvent,
-    StartedData,
-)
+from introspect_service.events import AlertData, CompletedData, EventData, FailedData, FeedbackData, SignalEvent, StartedData, StepData
+from introspect_service.events_json import WrittenEvent, completed_json, started_json, step_json
 from introspect_service.generation import Begun, Ended, Progress, Token
 from introspect_service.runner import Failed
-from introspect_service.signals import answer_introspection, budget_report
-from introspect_service.step_event import StepEvent, token_json
 
 STEP_TOKENS = 16
 STEP_SECONDS = 0.1
@@ -63,14 +53,15 @@ class AnswerPublisher:
         """Take the next thing that happened."""
         match what:
             case Begun(prompt):
-                self._publish(self._started_data(prompt))
+                self._write(StartedData, started_json(self._model, prompt, self._schema, self._probe_set))
             case Token() if not what.step.is_special:
                 self._add(what)
                 self._watch(what)
             case Ended():
                 self._flush()
                 self._watch_whole(what)
-                self._completed = self._publish(self._completed_data(what))
+                said = what.json.of(self._id, self._schema)
+                self._completed = self._write(CompletedData, completed_json(self._model, what, said))
             case Failed(reason, message):
                 self._flush()
                 self._publish(FailedData(model=self._model, reason=reason, message=message))
@@ -87,6 +78,11 @@ class AnswerPublisher:
 
     def _publish(self, data: EventData) -> Delivery:
         event = SignalEvent.make(self._id, self._sequence, self._source, data)
+        self._sequence += 1
+        return self._bus.publish(event)
+
+    def _write(self, model: type[EventData], data: str) -> Delivery:
+        event = WrittenEvent(self._id, self._sequence, self._source, model, data)
         self._sequence += 1
         return self._bus.publish(event)
 
@@ -149,26 +145,4 @@ class AnswerPublisher:
         tokens, self._tokens = self._tokens, []
         if tokens:
             # Written here, not as each comes: behind one another they take a fifth of what each takes by itself.
-            written = tuple(token_json(token) for token in tokens)
-            self._bus.publish(StepEvent(self._id, self._sequence, self._source, self._model, written))
-            self._sequence += 1
-
-    def _started_data(self, prompt: PromptInfo) -> StartedData:
-        return StartedData(
-            model=self._model,
-            prompt_tokens=len(prompt.token_ids),
-            effective_budget=budget_report(prompt.budget),
-            feature_schema=self._schema,
-            probe_set=self._probe_set,
-        )
-
-    def _completed_data(self, ended: Ended) -> CompletedData:
-        return CompletedData(
-            model=self._model,
-            text=ended.text,
-            finish_reason=ended.finish_reason,
-            prompt_tokens=len(ended.prompt.token_ids),
-            completion_tokens=ended.tokens,
-            seconds=round(ended.seconds, 6),
-            introspection=answer_introspection(self._id, ended.signal, ended.prompt.budget, self._schema),
-        )
+            self._write(StepData, step_json(self._model, tokens))
