@@ -17,6 +17,7 @@ from introspect_probes.errors import ProbesError
 from introspect_probes.probe_set import ProbeSet, load_probe_set
 from introspect_probes.training_free import TrainingFree
 from introspect_service.errors import ServiceError
+from introspect_service.launching import Launched
 from introspect_service.process_memory import bound_arenas
 from introspect_service.settings import Settings
 from introspect_service.threads import use_threads
@@ -34,8 +35,12 @@ class Backend:
     feature_schema: str
 
 
-def load_backend(settings: Settings) -> Backend:
+def load_backend(settings: Settings, launched: Launched | None = None) -> Backend:
     """Load what `settings` name.
+
+    Args:
+        settings: what to load.
+        launched: the engine's process, where it has been begun already.
 
     Raises:
         ServiceError: there is no such policy.
@@ -46,7 +51,7 @@ def load_backend(settings: Settings) -> Backend:
     policy = settings.budget.policy
     if policy not in available_policies():
         raise ServiceError(f"policy: expected one of {', '.join(available_policies())}, got {policy!r}")
-    engine = load_engine(settings)
+    engine = load_engine(settings, launched)
     model = engine.loaded
     try:
         if get_policy(policy).needs_head_scores:
@@ -60,8 +65,8 @@ def load_backend(settings: Settings) -> Backend:
     return Backend(model, engine, scorer, feature_schema_hash())
 
 
-def load_engine(settings: Settings) -> ManyCallers:
-    """The engine that `settings` ask for, where they ask for it.
+def load_engine(settings: Settings, launched: Launched | None = None) -> ManyCallers:
+    """The engine that `settings` ask for, where they ask for it; see `load_backend`.
 
     Raises:
         IntrospectError: the model cannot be loaded.
@@ -72,7 +77,7 @@ def load_engine(settings: Settings) -> ManyCallers:
 
         with_json = settings.log_format == "json"
         opening = Opening(settings.model, settings.device, settings.heads, settings.threads, settings.max_batch, json_logs=with_json)
-        return EngineProcess(opening)
+        return EngineProcess(opening, launched)
     model = load_model(settings.model, device=settings.device, heads=Path(settings.heads) if settings.heads else None)
     use_threads(model, settings.threads)
     return AsyncEngine(Engine(model, max_batch=settings.max_batch))

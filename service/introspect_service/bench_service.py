@@ -86,6 +86,7 @@ def run(*, requests: int, seconds: float, quick: bool, only: Sequence[str] = CAS
         add({"case": "server killed and restarted under load", "rounds": faults.killed_and_restarted(rounds, 3.0)})
         add({"case": "server paused and resumed under load", **faults.paused_and_resumed()})
         add({"case": "slow consumer", **faults.slow_consumer(seconds)})
+        add({"case": "engine killed under load", "rounds": faults.engine_killed(rounds)})
     row = {"benchmark": "service", "provenance": facts, "cases": cases, **_ratios(cases)}
     console.print({name: value for name, value in row.items() if name.startswith(("overhead", "aims"))}, soft_wrap=True)
     return row
@@ -141,7 +142,7 @@ def warm_up(service: ServiceProcess) -> None:
 
 
 def memory(service: ServiceProcess, requests: int, warm_requests: int = WARM_REQUESTS) -> dict[str, Any]:
-    """Resident memory of the service's process after each tenth of `requests` short answers.
+    """Memory of the service and its engine after each tenth of `requests` short answers.
 
     It is read first behind `warm_requests` others; `growth_ratio` is the mean of the last three readings over that of the
     first three, as single readings tell more of the allocator than of what is kept.
@@ -158,7 +159,7 @@ def memory(service: ServiceProcess, requests: int, warm_requests: int = WARM_REQ
         "requests": 10 * share,
         "warm_requests": warm_requests,
         "seconds": round(time.perf_counter() - started, 1),
-        "resident_mb_after_each_tenth": found,
+        "memory_mb_after_each_tenth": found,
     }
     known = [value for value in found if value is not None]
     return case | ({"growth_ratio": round(statistics.fmean(known[-3:]) / statistics.fmean(known[:3]), 4)} if known else {})

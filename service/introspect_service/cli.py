@@ -71,18 +71,20 @@ def serve(
         redis=redis, redis_port=redis_port, alert_risk=alert_risk, log_format=log_format, host=host, port=port,
     )  # fmt: skip
     from introspect_service.embedded_valkey import EmbeddedValkey
+    from introspect_service.launching import launch
     from introspect_service.ports import claim_port
 
     # Ports first: loading takes seconds, and a taken port should not cost them.
     bound = claim_port(settings.host, settings.port)
     if settings.redis == "embedded":
         EmbeddedValkey(settings.redis_port).claim_port()
+    launched = launch() if settings.engine == "process" else None  # it imports what it needs while we do
     _hide_progress_bars()
     from introspect_service.backend import load_backend
     from introspect_service.serve import greeting
     from introspect_service.serve import serve as run
 
-    backend, number = load_backend(settings), bound.getsockname()[1]
+    backend, number = load_backend(settings, launched), bound.getsockname()[1]
     with closing(backend.engine):
         has_listened = run(settings, backend, bound, lambda: typer.echo(greeting(settings, backend, number)), log_level)
     if not has_listened:

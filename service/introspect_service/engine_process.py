@@ -5,13 +5,11 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import socket
-import subprocess
-import sys
 import threading
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import cast
@@ -28,13 +26,10 @@ from introspect.pool import KVBytes
 from introspect.prompt import EncodedPrompt, encode
 from introspect.types import PromptInfo, Request
 from introspect_service import wire
+from introspect_service.launching import Launched, launch
 
 logger = logging.getLogger(__name__)
 
-_COMMAND = "import sys; from introspect_service.engine_worker import main; main(int(sys.argv[1]))"
-
-_PATIENCE_SECONDS = 5.0
-"""How long a process may take to end when nobody is at the other end any more."""
 
 _begun: weakref.WeakSet[EngineProcess] = weakref.WeakSet()
 
@@ -67,25 +62,25 @@ class EngineProcess(ManyCallers):
 
     Args:
         opening: what to load.
+        launched: the first process, where it has been begun already.
 
     Raises:
         IntrospectError: the model cannot be loaded.
     """
 
-    def __init__(self, opening: wire.Opening) -> None:
+    def __init__(self, opening: wire.Opening, launched: Launched | None = None) -> None:
         super().__init__()
         self._opening = opening
         self._changed = threading.Condition()
         self._tickets: dict[int, _Ticket] = {}
         self._count = 0
         self._status = wire.Status()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._socket: socket.socket | None = None
+        self._launched: Launched | None = None
         self._connection: Connection | None = None
         """To a process that is ready."""
         self._closing = False
         self._thread: threading.Thread | None = None
-        connection, ready = self._begin_process()
+        connection, ready = self._begin_process(launched)
         self._facts = ready.facts
         self._loaded = load_outline(ready.facts)
         torch.set_num_threads(ready.threads)
@@ -119,13 +114,14 @@ class EngineProcess(ManyCallers):
     @property
     def process_id(self) -> int | None:
         """Of the process, where there is one."""
-        return self._process.pid if self._process is not None else None
+        return self._launched.process.pid if self._launched is not None else None
 
     def close(self, seconds: float = 10.0) -> None:
         """End every answer and the process. A later request starts anew."""
         with self._changed:
             thread, self._closing = self._thread, True
-            self._hang_up()
+            if self._launched is not None:
+                self._launched.hang_up()
             self._changed.notify_all()
         if thread is not None:
             thread.join(seconds)
@@ -201,18 +197,15 @@ class EngineProcess(ManyCallers):
             raise EngineLostError("the model's files have changed since the service was started: start it again")
         return connection
 
-    def _begin_process(self) -> tuple[Connection, wire.Ready]:
+    def _begin_process(self, launched: Launched | None = None) -> tuple[Connection, wire.Ready]:
         """A process that has loaded the model.
 
         Raises:
             IntrospectError: it has not.
         """
-        ours, theirs = socket.socketpair()
-        with theirs, self._changed:
-            command = [sys.executable, "-P", "-c", _COMMAND, str(theirs.fileno())]
-            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)  # noqa: S603 - this very program
-            self._socket = ours
-        connection = Connection(os.dup(ours.fileno()))
+        with self._changed:
+            self._launched = launched or launch()
+            connection = Connection(os.dup(self._launched.connection.fileno()))
         try:
             connection.send_bytes(wire.encode(self._opening))
             answer = wire.read_answer(connection.recv_bytes())
@@ -259,24 +252,10 @@ class EngineProcess(ManyCallers):
     def _end_process(self) -> int | None:
         """Nothing is left of the process; its exit status."""
         with self._changed:
-            self._hang_up()
-            process, ours = self._process, self._socket
-            self._process = self._socket = self._connection = None
+            launched = self._launched
+            self._launched = self._connection = None
             self._status = wire.Status()
-        if process is None or ours is None:
-            return None
-        ours.close()
-        try:
-            return process.wait(_PATIENCE_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            return process.wait()
-
-    def _hang_up(self) -> None:
-        """Both ends find that the other one is gone."""
-        if self._socket is not None:
-            with suppress(OSError):
-                self._socket.shutdown(socket.SHUT_RDWR)
+        return launched.end() if launched is not None else None
 
     def _fail(self, problem: Exception, *, unsent: bool = True) -> None:
         """End all answers; those that the process has not heard of only where `unsent`."""
@@ -285,4 +264,4 @@ class EngineProcess(ManyCallers):
             for number in failed:
                 del self._tickets[number]
         for ticket in failed.values():
-            ticket.sink(problem)
+            ticket.sink(copy(problem))  # each is raised by itself

@@ -34,7 +34,10 @@ def main(descriptor: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # meant for the service, which finishes its answers first
     connection = Connection(descriptor)
-    opening = wire.read_opening(connection.recv_bytes())
+    try:
+        opening = wire.read_opening(connection.recv_bytes())
+    except EOFError:  # there is nothing to load
+        return
     bound_arenas()
     transformers_logging.disable_progress_bar()
     if opening.json_logs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +17,7 @@ from tiny_tokenizer import IMAGE, VISION_START, build_tiny_tokenizer
 from introspect.engine import Engine
 from introspect.errors import RequestError
 from introspect.loading import LoadedModel, load_model
+from introspect.outline import facts_of, load_outline
 from introspect.prompt import EncodedPrompt, character_segments, encode, token_segments
 from introspect.types import ImagePart, Message, Request, SamplingParams, TextPart
 from introspect_kernels import Segment
@@ -55,6 +57,22 @@ def test_every_token_of_two_pictures_and_two_turns_has_its_origin(stored: Loaded
     assert "what is here ?" in earlier
     assert "a nine" in earlier
     assert prompt.segments[0] == Segment.SINK
+
+
+def test_a_model_without_its_weights_makes_the_same_prompt(stored: LoadedModel) -> None:
+    """What a service does whose engine has the weights in another process."""
+    facts = facts_of(stored)
+    outline = load_outline(facts)
+    assert {p.device.type for p in outline.model.parameters()} == {"meta"}
+    assert facts_of(outline) == facts
+    there, here = encode(outline, REQUEST), encode(stored, REQUEST)
+    for field in fields(here):
+        one, other = getattr(here, field.name), getattr(there, field.name)
+        if field.name == "pixels":
+            assert one.keys() == other.keys()
+            assert all(torch.equal(value, other[name]) for name, value in one.items())
+        else:
+            np.testing.assert_equal(np.asarray(other) if isinstance(one, torch.Tensor) else other, one)
 
 
 def test_the_answer_is_the_one_that_the_processor_and_generate_give(stored: LoadedModel) -> None:

@@ -46,7 +46,7 @@ def test_memory_is_read_before_and_after_each_tenth(settings):
     found = memory(Service(), 20, warm_requests=3)
     assert found.pop("seconds") > 0
     assert found == {
-        "case": "memory", "requests": 20, "warm_requests": 3, "resident_mb_after_each_tenth": [float(n) for n in range(1, 12)],
+        "case": "memory", "requests": 20, "warm_requests": 3, "memory_mb_after_each_tenth": [float(n) for n in range(1, 12)],
         "growth_ratio": 5.0,
     }  # fmt: skip
 

