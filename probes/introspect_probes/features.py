@@ -141,12 +141,11 @@ def layer_statistic(name: str, image_mass: NDArray[np.floating], argmax: NDArray
 def largest_party(values: NDArray[np.integer]) -> NDArray[np.int64]:
     """How often the commonest value of the last axis occurs: the longest run once they are sorted."""
     ordered = np.sort(values, axis=-1)
-    longest = np.ones(values.shape[:-1], dtype=np.int64)
-    for step in range(1, values.shape[-1]):
-        found = (ordered[..., step:] == ordered[..., :-step]).any(-1)
-        if not found.any():
-            break
-        longest[found] = step + 1
+    same = ordered[..., 1:] == ordered[..., :-1]
+    run = longest = np.ones(values.shape[:-1], dtype=np.int64)
+    for place in range(same.shape[-1]):
+        run = run * same[..., place] + 1
+        longest = np.maximum(longest, run)
     return longest
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from itertools import pairwise
+from functools import cached_property, reduce
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -70,9 +70,9 @@ class Words:
         """A statistic of the rows that read them."""
         return self._stack(name, self._reading, of_reading=True)
 
-    def retained(self, segments: slice) -> NDArray[np.int64]:
+    def retained(self, segments: slice) -> NDArray[np.int32]:
         """Entries of some segments that each query head could attend to, `[words, layers, heads]`."""
-        kept, heads = self.producing("retained")[..., segments].sum(-1), self.producing("mass").shape[2]
+        kept, heads = _total(self.producing("retained")[..., segments]), self.producing("mass").shape[2]
         return np.repeat(kept, heads // kept.shape[2], axis=2)
 
     def _stack(self, name: str, rows: list[HeadRow], *, of_reading: bool) -> NDArray[Any]:
@@ -86,6 +86,11 @@ class Words:
                 found = np.concatenate(arrays).reshape(len(arrays), *arrays[0].shape)
             self._stacks[of_reading, name] = found
         return self._stacks[of_reading, name]
+
+
+def _total(values: NDArray[Any]) -> NDArray[Any]:
+    """Sum over the last axis, where that is short: NumPy's own takes four times as long."""
+    return np.asarray(reduce(np.add, np.moveaxis(values, -1, 0)))
 
 
 def mean_logprob(words: Words) -> float:
@@ -121,7 +126,7 @@ def svar(words: Words) -> float:
 def lookback_ratio(words: Words) -> float:
     """Lookback ratio (arXiv 2407.07071): mean attention on the prompt over that plus mean attention on generated tokens."""
     mass, before, behind = words.producing("mass"), slice(Segment.GENERATED), slice(Segment.GENERATED, Segment.GENERATED + 1)
-    prompt = mass[..., before].sum(-1) / np.maximum(words.retained(before), 1)
+    prompt = _total(mass[..., before]) / np.maximum(words.retained(before), 1)
     new = mass[..., Segment.GENERATED] / np.maximum(words.retained(behind), 1)
     return float((prompt / np.maximum(prompt + new, _FLOOR)).mean())
 
@@ -147,9 +152,11 @@ def rauq(words: Words, alpha: float = 0.2) -> float:
     depth, probabilities = previous.shape[1], np.exp(words.logprobs)
     layers = np.arange(depth // 3, -(-2 * depth // 3))
     looking = previous[:, layers, previous[1:, layers].mean(0).argmax(-1)]
-    confidence = [[float(probabilities[0])] * len(layers)]
-    for probability, backward in zip(probabilities[1:].tolist(), looking[1:].tolist(), strict=False):
-        confidence.append([alpha * probability + (1 - alpha) * p * last for p, last in zip(backward, confidence[-1], strict=True)])
+    count = min(len(probabilities), len(looking))
+    own, passed = (alpha * probabilities[1:count]).tolist(), ((1 - alpha) * looking[1:count]).T.tolist()
+    first = float(probabilities[0])
+    curves = [list(accumulate(zip(own, layer, strict=True), lambda last, at: at[0] + at[1] * last, initial=first)) for layer in passed]
+    confidence = np.ascontiguousarray(np.array(curves).T)
     return float((1 - np.log(np.maximum(confidence, _FLOOR)).mean(0)).max())
 
 
