@@ -57,7 +57,8 @@ class HeadRows(Sequence[Row]):
             return [self[number] for number in range(*which.indices(self._count))]
         if not -self._count <= which < self._count:
             raise IndexError(f"expected a row below {self._count}, got {which}")
-        return compact_row(self._coming[which]) if self._coming else {name: array[which] for name, array in self._whole.items()}
+        coming = self._coming  # taken once: another thread may read while this one settles
+        return compact_row(coming[which]) if coming else {name: array[which] for name, array in self._whole.items()}
 
     def __iter__(self) -> Iterator[Row]:
         """All rows."""

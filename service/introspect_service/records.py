@@ -18,6 +18,9 @@ from introspect_service.runner import Failed
 TOKEN_BYTES = 1_000
 """What a token takes in memory beside its head statistics, about: candidates, signals, objects."""
 
+SETTLE_SECONDS = 0.05
+"""How long an answer that ended keeps the engine's arrays: its response goes out first, for which the next request waits."""
+
 
 class Bell:
     """Wakes everybody who waits for a change."""
@@ -90,18 +93,21 @@ class AnswerRecord:
         if ended.closing.heads is not None:
             self.rows.add(ended.closing.heads)
         self.ended = replace(ended, closing=replace(ended.closing, heads=None))
-        self._settle()
+        self._settle_soon()
 
     def fail(self, failed: Failed) -> None:
         """Take the end of an answer that will not be completed."""
         self.failed = failed
-        self._settle()
+        self._settle_soon()
 
     def drop(self) -> None:
         """Let go of everything."""
         self.dropped = True
         self.steps, self.signals, self.rows, self._other_bytes = [], [], HeadRows(), 0
         self.bell.ring()
+
+    def _settle_soon(self) -> None:
+        asyncio.get_running_loop().call_later(SETTLE_SECONDS, self._settle)
 
     def _settle(self) -> None:
         self.rows.settle()
