@@ -36,7 +36,7 @@ def flag(value: bool) -> str:
 
 def strategy_json(strategy: Strategy) -> str:
     """The JSON of a `signals.StrategyState`; labels are plain words."""
-    probabilities = "".join([number(label, value) for label, value in strategy.probabilities.items()])[:-1]
+    probabilities = ",".join([f'"{label}":{value:.6f}' for label, value in strategy.probabilities.items() if isfinite(value)])
     kept = ",".join([f'"{label}"' for label in strategy.set])
     return f'{{"label":"{strategy.label}","probabilities":{{{probabilities}}},"set":[{kept}]}}'
 
