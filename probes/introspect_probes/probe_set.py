@@ -124,9 +124,10 @@ class ProbeSet:
 
     def prepare(self) -> None:
         """Make what the first answer would wait for: tables, and compiled code, which is kept on disk from the first time on."""
-        from introspect_probes.compiled import compiled
+        from introspect_probes import compiled, compiled_scores
 
-        compiled()
+        compiled.compiled()
+        compiled_scores.compiled()
         _ = self._narrow
 
     def session(self, prompt: PromptInfo, *, provisional: bool = True) -> Session:

@@ -7,45 +7,64 @@ steps alone. None is a probability and none is calibrated.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property, reduce
-from itertools import accumulate, pairwise
-from typing import Any
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from introspect.loading import LoadedModel
 from introspect.types import HeadRow, PromptInfo, StepTrace
-from introspect_kernels import INDICES, REALS, Segment
-from introspect_probes.features import largest_party
+from introspect_probes.compiled_scores import compiled
 from introspect_probes.scoring import StepSignals
 from introspect_probes.signals import AnswerSignal, TokenSignal
 
-_FLOOR = 1e-6
-_PLANES = {name: (block, plane) for block, names in (("reals", REALS), ("indices", INDICES)) for plane, name in enumerate(names)}
-"""Where a row has the statistics that are one number a head."""
+
+class Attended(NamedTuple):
+    """What an answer's rows tell, see the functions of these names; NaN where the answer does not allow it."""
+
+    visual_attention_score: float
+    svar: float
+    lookback_ratio: float
+    prelim_attention_score: float
+    attention_score: float
+    rauq: float
+    waad: float
+    retrieval_share: float
+    image_output_share: float
+    head_consensus: float
+    attention_entropy: float
 
 
 class Words:
-    """An answer as the scores take it: its words' steps, and their statistics stacked, each when it is first asked for.
+    """An answer as the scores take it: its words' steps, and their rows joined when the first score asks for them.
 
     Args:
         steps: the answer's steps; of a control token only its row is kept, which read the word before it.
     """
 
     def __init__(self, steps: Sequence[StepTrace]) -> None:
-        steps = [replace(s, logits=None) if s.is_special else s for s in steps]
-        self.prompt = steps[0].prompt
         told = steps[-1].influence
-        self.influence = None if told is None else told[[s.index for s in steps if s.logits is not None]]
+        self.prompt = steps[0].prompt
+        spoken = [s for s in steps if s.logits is not None and not s.is_special]
+        self.influence = None if told is None else told[[s.index for s in spoken]]
         """What the words received from later ones, `[words, layers, kv_heads]`; `None` where it was not kept."""
-        self.logits = [s.logits for s in steps if s.logits is not None]
-        predicting = [s for s in steps if s.heads is not None and s.logits is not None]
-        self.token_ids = np.array([s.token_id for s in predicting])
-        self._producing = [s.heads for s in predicting if s.heads is not None]
-        self._reading = [after.heads for before, after in pairwise(steps) if before.logits is not None and after.heads is not None]
-        self._stacks: dict[tuple[bool, str], NDArray[Any]] = {}
+        self.logits = [s.logits for s in spoken if s.logits is not None]
+        self._rows: list[HeadRow] = []
+        self._predicting, self._reading, self._said = list[int](), list[int](), list[int]()
+        follows = False
+        for step in steps:
+            is_word = step.logits is not None and not step.is_special
+            if step.heads is not None:
+                number = len(self._rows)
+                self._rows.append(step.heads)
+                if follows:
+                    self._reading.append(number)
+                if is_word:
+                    self._predicting.append(number)
+                    self._said.append(step.token_id)
+            follows = is_word
 
     @property
     def readings(self) -> int:
@@ -62,35 +81,21 @@ class Words:
         """Of the distributions they were chosen from, nats."""
         return np.array([logits.entropy for logits in self.logits])
 
-    def producing(self, name: str) -> NDArray[Any]:
-        """A statistic of the rows that predicted the words, `[words, layers, heads, ...]`."""
-        return self._stack(name, self._producing, of_reading=False)
+    @cached_property
+    def distances(self) -> NDArray[np.float32]:
+        """`mean_distance` of the rows that read the words, `[words, layers, heads]`, tokens."""
+        return np.stack([self._rows[number].mean_distance for number in self._reading])
 
-    def reading(self, name: str) -> NDArray[Any]:
-        """A statistic of the rows that read them."""
-        return self._stack(name, self._reading, of_reading=True)
-
-    def retained(self, segments: slice) -> NDArray[np.int32]:
-        """Entries of some segments that each query head could attend to, `[words, layers, heads]`."""
-        kept, heads = _total(self.producing("retained")[..., segments]), self.producing("mass").shape[2]
-        return np.repeat(kept, heads // kept.shape[2], axis=2)
-
-    def _stack(self, name: str, rows: list[HeadRow], *, of_reading: bool) -> NDArray[Any]:
-        """A statistic, or one of the arrays that a row has."""
-        if (of_reading, name) not in self._stacks:
-            if name in _PLANES:
-                block, plane = _PLANES[name]
-                found = np.ascontiguousarray(self._stack(block, rows, of_reading=of_reading)[:, plane])
-            else:
-                arrays = [getattr(row, name) for row in rows]  # one behind another: `np.stack` looks at each of them several times
-                found = np.concatenate(arrays).reshape(len(arrays), *arrays[0].shape)
-            self._stacks[of_reading, name] = found
-        return self._stacks[of_reading, name]
-
-
-def _total(values: NDArray[Any]) -> NDArray[Any]:
-    """Sum over the last axis, where that is short: NumPy's own takes four times as long."""
-    return np.asarray(reduce(np.add, np.moveaxis(values, -1, 0)))
+    @cached_property
+    def attended(self) -> Attended:
+        """All that is read from rows, worked out at once."""
+        if not self._predicting:
+            return Attended(*[np.nan] * len(Attended._fields))
+        row = HeadRow.joined(self._rows)
+        ids = (np.array(each, dtype=np.int64) for each in (self._predicting, self._reading))
+        said = np.array(self._said, dtype=np.int64)
+        found = compiled()(row.reals, row.indices, row.mass, row.retained, *ids, self.prompt.token_ids, said, np.exp(self.logprobs))
+        return Attended(*found)
 
 
 def mean_logprob(words: Words) -> float:
@@ -110,54 +115,32 @@ def mean_entropy(words: Words) -> float:
 
 def visual_attention_score(words: Words) -> float:
     """VAS (arXiv 2603.03825): image mass over the mass on template and system tokens, mean over heads and tokens."""
-    mass = words.producing("mass")
-    image, template = (mass[..., segment].mean((1, 2)) for segment in (Segment.IMAGE, Segment.TEMPLATE))
-    return float((image / np.maximum(template, _FLOOR)).mean())
+    return words.attended.visual_attention_score
 
 
 def svar(words: Words) -> float:
     """SVAR (arXiv 2411.16724): image mass in the middle layers (from 5/32 to 18/32 of the depth), mean over heads, sum over layers."""
-    mass = words.producing("mass")
-    depth = mass.shape[1]
-    first, last = round(depth * 5 / 32), max(round(depth * 18 / 32), round(depth * 5 / 32) + 1)
-    return float(mass[:, first:last, :, Segment.IMAGE].mean(2).sum(1).mean())
+    return words.attended.svar
 
 
 def lookback_ratio(words: Words) -> float:
     """Lookback ratio (arXiv 2407.07071): mean attention on the prompt over that plus mean attention on generated tokens."""
-    mass, before, behind = words.producing("mass"), slice(Segment.GENERATED), slice(Segment.GENERATED, Segment.GENERATED + 1)
-    prompt = _total(mass[..., before]) / np.maximum(words.retained(before), 1)
-    new = mass[..., Segment.GENERATED] / np.maximum(words.retained(behind), 1)
-    return float((prompt / np.maximum(prompt + new, _FLOOR)).mean())
+    return words.attended.lookback_ratio
 
 
 def prelim_attention_score(words: Words) -> float:
     """PAS (arXiv 2511.11502): mass on generated tokens in the first layer, mean over heads and tokens."""
-    return float(words.producing("mass")[:, 0, :, Segment.GENERATED].mean())
+    return words.attended.prelim_attention_score
 
 
 def attention_score(words: Words) -> float:
     """AttentionScore of LLM-Check (NeurIPS 2024): mean log of a token's attention to itself, summed over heads of the middle layer."""
-    if not words.readings:
-        return float("nan")
-    own = words.reading("self_mass")
-    return float(np.log(np.maximum(own[:, own.shape[1] // 2], _FLOOR)).sum(1).mean())
+    return words.attended.attention_score
 
 
-def rauq(words: Words, alpha: float = 0.2) -> float:
+def rauq(words: Words) -> float:
     """RAUQ (arXiv 2505.20045): recurrent uncertainty over the middle third of layers, each with its most backward-looking head."""
-    if words.readings < 2:
-        return float(-words.logprobs.mean())
-    previous = np.nan_to_num(words.reading("previous_mass")).astype(np.float64)
-    depth, probabilities = previous.shape[1], np.exp(words.logprobs)
-    layers = np.arange(depth // 3, -(-2 * depth // 3))
-    looking = previous[:, layers, previous[1:, layers].mean(0).argmax(-1)]
-    count = min(len(probabilities), len(looking))
-    own, passed = (alpha * probabilities[1:count]).tolist(), ((1 - alpha) * looking[1:count]).T.tolist()
-    first = float(probabilities[0])
-    curves = [list(accumulate(zip(own, layer, strict=True), lambda last, at: at[0] + at[1] * last, initial=first)) for layer in passed]
-    confidence = np.ascontiguousarray(np.array(curves).T)
-    return float((1 - np.log(np.maximum(confidence, _FLOOR)).mean(0)).max())
+    return words.attended.rauq if words.readings > 1 else float(-words.logprobs.mean())
 
 
 def perplexity(words: Words) -> float:
@@ -172,16 +155,12 @@ def max_entropy(words: Words) -> float:
 
 def attention_entropy(words: Words) -> float:
     """Entropy of attention over the retained entries as a share of its largest value, mean over heads and tokens; lower is sharper."""
-    entropy, count = words.producing("entropy"), words.retained(slice(None))
-    several = count > 1
-    shares = np.where(several, entropy / np.log(np.maximum(count, 2)), 0.0)
-    return float((shares.sum((1, 2)) / several.sum((1, 2))).mean())
+    return words.attended.attention_entropy
 
 
 def head_consensus(words: Words) -> float:
     """Share of a layer's heads that look most at the same entry, mean over layers and tokens."""
-    looked_at = words.producing("argmax_position")
-    return float(largest_party(looked_at).mean() / looked_at.shape[-1])
+    return words.attended.head_consensus
 
 
 def image_output_share(words: Words) -> float:
@@ -189,23 +168,17 @@ def image_output_share(words: Words) -> float:
 
     NaN without a retained image entry.
     """
-    values = words.producing("image_output_share")
-    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
+    return words.attended.image_output_share
 
 
 def retrieval_share(words: Words) -> float:
     """Share of heads whose largest attention is on a prompt token that is the emitted one (retrieval heads, arXiv 2404.15574)."""
-    ids, places = words.prompt.token_ids, words.producing("argmax_position")
-    inside = (places >= 0) & (places < len(ids))
-    return float((inside & (ids[np.clip(places, 0, len(ids) - 1)] == words.token_ids[:, None, None])).mean())
+    return words.attended.retrieval_share
 
 
-def waad(words: Words, share: float = 0.3) -> float:
-    """WAAD (arXiv 2510.13554): attention distance (tokens, cut at 10) of the local heads, the `share` that look nearest."""
-    far = words.producing("mean_distance").mean(0).ravel()
-    local = np.argsort(far, kind="stable")[: max(1, round(share * far.size))]
-    near = words.producing("windowed_distance")
-    return float(near.reshape(len(near), -1)[:, local].mean())
+def waad(words: Words) -> float:
+    """WAAD (arXiv 2510.13554): attention distance (tokens, cut at 10) of the local heads, the three tenths that look nearest."""
+    return words.attended.waad
 
 
 def future_attention_influence(words: Words, share: float = 0.3) -> float:
@@ -220,7 +193,7 @@ def future_attention_influence(words: Words, share: float = 0.3) -> float:
         return float("nan")
     values = words.influence.reshape(len(words.influence), -1)
     _, layers, kv_heads = words.influence.shape
-    far = words.reading("mean_distance").mean(0).reshape(layers, kv_heads, -1).mean(-1).ravel()
+    far = words.distances.mean(0).reshape(layers, kv_heads, -1).mean(-1).ravel()
     known = np.flatnonzero(np.isfinite(values).any(0))
     chosen = known[np.argsort(-far[known], kind="stable")[: max(1, round(share * known.size))]]
     whole = np.isfinite(values[:, chosen]).all(1)
@@ -322,6 +295,10 @@ class TrainingFree:
     model: LoadedModel
     reason: str | None = None
     name: str | None = None
+
+    def __post_init__(self) -> None:
+        """Make compiled code now: the first answer's end would wait for it."""
+        compiled()
 
     def session(self, prompt: PromptInfo, *, provisional: bool = True) -> TrainingFreeScores:  # noqa: ARG002 - nothing to work out
         """Begin to score the answer to `prompt`."""
