@@ -121,9 +121,10 @@ class ManyCallers(ABC):
         """
         prompts = [self.encode(request) for request in requests]
         events: queue.SimpleQueue[StepTrace | Exception] = queue.SimpleQueue()
-        leaves = [self._submit(prompt, events.put) for prompt in prompts]
-        left = len(leaves)
+        leaves: list[Callable[[], None]] = []
+        left = len(prompts)
         try:
+            leaves.extend(self._submit(prompt, events.put) for prompt in prompts)
             while left:
                 event = events.get()
                 if isinstance(event, Exception):

@@ -42,7 +42,7 @@ def load_outline(facts: ModelFacts) -> LoadedModel:
         facts: from who has loaded it, on this machine.
 
     Raises:
-        ModelLoadError: its files are no longer there, or are others.
+        ModelLoadError: its files are no longer there.
     """
     folder = folder_of(facts.name)
     try:
@@ -50,7 +50,7 @@ def load_outline(facts: ModelFacts) -> LoadedModel:
         with torch.device("meta"):
             model = AutoModelForImageTextToText.from_config(config).eval()
         processor = load_processor(folder, config)
-    except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError) as problem:
+    except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError, RuntimeError) as problem:
         raise ModelLoadError(f"cannot read the files of {facts.name!r} beside its engine: {problem}") from problem
     tokenizer = getattr(processor, "tokenizer", processor)
     return LoadedModel(model=model, processor=processor, tokenizer=tokenizer, **vars(facts))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,20 +49,22 @@ def load_backend(settings: Settings, launched: Launched | None = None) -> Backen
         ProbesError: the probe set that was named cannot be read, or was not fitted for this model.
     """
     bound_arenas()
-    policy = settings.budget.policy
-    if policy not in available_policies():
-        raise ServiceError(f"policy: expected one of {', '.join(available_policies())}, got {policy!r}")
-    engine = load_engine(settings, launched)
-    model = engine.loaded
-    try:
+    with ExitStack() as stack:
+        if launched is not None:
+            stack.callback(launched.end)
+        policy = settings.budget.policy
+        if policy not in available_policies():
+            raise ServiceError(f"policy: expected one of {', '.join(available_policies())}, got {policy!r}")
+        engine = load_engine(settings, launched)
+        stack.pop_all()
+        stack.callback(engine.close)
+        model = engine.loaded
         if get_policy(policy).needs_head_scores:
             kv_head_scores(model)
         scorer = choose_scorer(model, settings)
-    except Exception:
-        engine.close()
-        raise
-    if isinstance(scorer, ProbeSet):
-        scorer.prepare()
+        if isinstance(scorer, ProbeSet):
+            scorer.prepare()
+        stack.pop_all()
     return Backend(model, engine, scorer, feature_schema_hash())
 
 

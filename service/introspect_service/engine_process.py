@@ -8,57 +8,67 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
-from contextlib import suppress
 from copy import copy
-from dataclasses import dataclass
-from multiprocessing.connection import Connection
-from typing import cast
+from dataclasses import dataclass, replace
 
 import torch
 
-from introspect import errors
 from introspect.budgeting import check_budget
 from introspect.callers import EngineClosedError, ManyCallers, Sink
-from introspect.errors import IntrospectError, RequestError
+from introspect.errors import RequestError
 from introspect.loading import LoadedModel
 from introspect.outline import load_outline
 from introspect.pool import KVBytes
 from introspect.prompt import EncodedPrompt, encode
 from introspect.types import PromptInfo, Request
 from introspect_service import wire
+from introspect_service.engine_link import EngineLostError, Link
 from introspect_service.launching import Launched, launch
 
 logger = logging.getLogger(__name__)
 
+TRIES = 2
+"""To how many processes a request is given of which none has said anything of it: it may be what ends them."""
+
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
+"""Seconds between processes of which none says anything; a request ends the pause."""
 
 _begun: weakref.WeakSet[EngineProcess] = weakref.WeakSet()
+_owner = os.getpid()
 
 
 @atexit.register
 def _close_all() -> None:
-    """End the processes with this one."""
-    for engine in list(_begun):
+    """End the processes with this one; a fork of this one leaves them alone."""
+    for engine in list(_begun) if os.getpid() == _owner else ():
         engine.close()
-
-
-class EngineLostError(IntrospectError):
-    """The engine's process ended, or failed, before the answer was complete."""
 
 
 @dataclass(eq=False)
 class _Ticket:
-    """An answer on its way: who hears of it, what is still to be sent, and its prompt once that is read."""
+    """An answer on its way.
+
+    Attributes:
+        sink: who hears of it.
+        command: what is sent of it, until the process has said something of it; with it the prompt, which other choices may share.
+        prompt: what is known of the prompt, once it is read.
+        tries: how many processes it was given to.
+    """
 
     sink: Sink
-    command: wire.Begin | None
+    command: tuple[bytes, EncodedPrompt] | None
     prompt: PromptInfo | None = None
+    tries: int = 0
 
 
 class EngineProcess(ManyCallers):
     """Prompts are encoded here; the model is loaded and computes in a process that belongs to this object.
 
-    Where that process ends by itself (no memory, an error of the device), its answers fail and another one begins at
-    once; what is asked meanwhile waits for it. Where that one cannot load the model, it is tried again with the next request.
+    Where that process ends by itself (no memory, an error of the device), the answers that it was making fail and another
+    one begins; what it has said nothing of yet, and what is asked meanwhile, is answered by that one. Where a process
+    cannot load the model, who waits is told so, and it is tried again: now and then, and with the next request.
+
+    torch is given as many threads here as there, of which only encoding makes use.
 
     Args:
         opening: what to load.
@@ -66,6 +76,7 @@ class EngineProcess(ManyCallers):
 
     Raises:
         IntrospectError: the model cannot be loaded.
+        OSError: there is no room for another process.
     """
 
     def __init__(self, opening: wire.Opening, launched: Launched | None = None) -> None:
@@ -75,16 +86,18 @@ class EngineProcess(ManyCallers):
         self._tickets: dict[int, _Ticket] = {}
         self._count = 0
         self._status = wire.Status()
-        self._launched: Launched | None = None
-        self._connection: Connection | None = None
-        """To a process that is ready."""
         self._closing = False
         self._thread: threading.Thread | None = None
-        connection, ready = self._begin_process(launched)
-        self._facts = ready.facts
-        self._loaded = load_outline(ready.facts)
+        self._link: Link | None = Link(launched or launch())
+        self._is_ready = self._has_told = False
+        try:
+            ready = self._link.open(opening)
+            self._facts, self._loaded = ready.facts, load_outline(ready.facts)
+        except BaseException:
+            self._link.end()
+            raise
         torch.set_num_threads(ready.threads)
-        self._start_thread(connection)
+        self._start_thread()
 
     @property
     def loaded(self) -> LoadedModel:
@@ -93,8 +106,8 @@ class EngineProcess(ManyCallers):
 
     @property
     def alive(self) -> bool:
-        """Whether the process is ready."""
-        return self._connection is not None
+        """Whether a process is ready."""
+        return self._is_ready
 
     @property
     def running(self) -> int:
@@ -114,14 +127,15 @@ class EngineProcess(ManyCallers):
     @property
     def process_id(self) -> int | None:
         """Of the process, where there is one."""
-        return self._launched.process.pid if self._launched is not None else None
+        link = self._link
+        return link.process_id if link is not None else None
 
     def close(self, seconds: float = 10.0) -> None:
         """End every answer and the process. A later request starts anew."""
         with self._changed:
             thread, self._closing = self._thread, True
-            if self._launched is not None:
-                self._launched.hang_up()
+            if self._link is not None:
+                self._link.hang_up()
             self._changed.notify_all()
         if thread is not None:
             thread.join(seconds)
@@ -135,133 +149,118 @@ class EngineProcess(ManyCallers):
         with self._changed:
             self._count += 1
             number = self._count
-            ticket = self._tickets[number] = _Ticket(sink, wire.begin(number, prompt))
-            if self._connection is not None:
+        ticket = _Ticket(sink, (wire.encode(wire.begin(number, prompt)), prompt))
+        with self._changed:
+            self._tickets[number] = ticket
+            if self._thread is None or not self._thread.is_alive():
+                self._start_thread()
+            elif self._is_ready:
                 self._send(ticket)
-            elif self._thread is None:
-                self._start_thread(None)
             self._changed.notify_all()
         return lambda: self._leave(number)
 
     def _leave(self, number: int) -> None:
         with self._changed:
-            ticket = self._tickets.pop(number, None)
-            if ticket is not None and ticket.command is None:
-                self._write(wire.Leave(number))
+            if self._tickets.pop(number, None) is not None and self._link is not None:
+                self._link.send(wire.encode(wire.Leave(number)))
 
     def _send(self, ticket: _Ticket) -> None:
-        if ticket.command is not None:
-            self._write(ticket.command)
-            ticket.command = None
+        if ticket.command is not None and self._link is not None:
+            ticket.tries += 1
+            self._link.send(ticket.command[0])
 
-    def _write(self, command: wire.Begin | wire.Leave) -> None:
-        with suppress(OSError):  # it is ending, and who listens finds that out too
-            if self._connection is not None:
-                self._connection.send_bytes(wire.encode(command))
-
-    def _start_thread(self, connection: Connection | None) -> None:
+    def _start_thread(self) -> None:
         self._closing = False
-        self._thread = threading.Thread(target=self._keep, args=(connection,), name="introspect-engine", daemon=True)
+        self._thread = threading.Thread(target=self._keep, name="introspect-engine", daemon=True)
         _begun.add(self)
         self._thread.start()
 
-    def _keep(self, connection: Connection | None) -> None:
+    def _keep(self) -> None:
         """Keep a process at work until this engine is closed."""
+        pause = _SHORTEST_PAUSE
         while not self._closing:
-            try:
-                if connection is None:
-                    connection = self._begin_again()
-            except IntrospectError as problem:
-                self._end_process()
-                if not self._closing:
-                    logger.error("the engine's process does not start: %s", problem)
-                    self._fail(problem)
-                    with self._changed:
-                        self._changed.wait_for(lambda: self._closing or bool(self._tickets))
-                continue
-            self._listen(connection)
-            connection = None
+            self._has_told = False
+            is_open, problem = self._work()
             status = self._end_process()
-            if not self._closing:
-                logger.error("the engine's process ended by itself (status %s); another one begins", status)
-                self.restarts += 1
-                self._fail(EngineLostError(f"the engine's process ended (status {status})"), unsent=False)
+            if self._closing:
+                break
+            logger.error("the engine's process ended (status %s); another one begins", status, exc_info=problem)
+            self.restarts += is_open
+            self._tell(self._take(but_untried=is_open), problem)
+            pause = _SHORTEST_PAUSE if self._has_told else min(2 * pause, _LONGEST_PAUSE)
+            with self._changed:
+                self._changed.wait_for(lambda: self._closing or bool(self._tickets), 0 if self._has_told else pause)
         self._end_process()
         with self._changed:
             self._thread = None
-            self._fail(EngineClosedError("the engine was closed"))
+            left = self._take()
+        self._tell(left, EngineClosedError("the engine was closed"))
 
-    def _begin_again(self) -> Connection:
-        connection, ready = self._begin_process()
-        if ready.facts != self._facts:
-            raise EngineLostError("the model's files have changed since the service was started: start it again")
-        return connection
-
-    def _begin_process(self, launched: Launched | None = None) -> tuple[Connection, wire.Ready]:
-        """A process that has loaded the model.
-
-        Raises:
-            IntrospectError: it has not.
-        """
-        with self._changed:
-            self._launched = launched or launch()
-            connection = Connection(os.dup(self._launched.connection.fileno()))
+    def _work(self) -> tuple[bool, Exception]:
+        """Begin a process where there is none, and hand on what it tells; whether it was ready, and why it ended."""
+        is_open = self._link is not None
         try:
-            connection.send_bytes(wire.encode(self._opening))
-            answer = wire.read_answer(connection.recv_bytes())
-        except (EOFError, OSError):
-            status = self._end_process()
-            raise EngineLostError(f"the engine's process ended while it loaded the model (status {status})") from None
-        if isinstance(answer, wire.Ready):
-            return connection, answer
-        self._end_process()
-        if isinstance(answer, wire.Refused):
-            kind: type[IntrospectError] = getattr(errors, answer.kind, IntrospectError)
-            raise kind(answer.message)
-        raise EngineLostError(f"expected the engine's process to be ready, got {type(answer).__name__}")
+            if not is_open:
+                self._begin_again()
+                is_open = True
+            self._listen()
+        except Exception as problem:  # noqa: BLE001 - who waits is told, and another process begins
+            return is_open, problem
+        return is_open, EngineLostError("the engine's process ended")
 
-    def _listen(self, connection: Connection) -> None:
-        """Hand on what the process tells, until it ends."""
+    def _begin_again(self) -> None:
+        link = Link(launch())
         with self._changed:
-            self._connection = connection
+            self._link = link
+            if self._closing:
+                link.hang_up()
+        ready = link.open(self._opening)
+        if replace(ready.facts, heads_path=None) != replace(self._facts, heads_path=None):
+            raise EngineLostError("the model's files have changed since the service was started: start it again")
+
+    def _listen(self) -> None:
+        with self._changed:
+            link, self._is_ready = self._link, not self._closing
             for ticket in self._tickets.values():
                 self._send(ticket)
-        with suppress(EOFError, OSError), connection:
-            while True:
-                told = wire.read_answer(connection.recv_bytes())
-                if isinstance(told, wire.Told):
-                    self._hand_on(told)
+        for told in link.told() if link is not None else ():
+            self._has_told = self._has_told or bool(told.said)
+            if told.status is not None:
+                self._status = told.status
+            for said in told.said:
+                self._hand_on(said)
+            for lost in told.lost:
+                ticket = self._tickets.pop(lost.number, None)
+                if ticket is not None:
+                    ticket.sink(RequestError(lost.message) if lost.is_request else EngineLostError(lost.message))
 
-    def _hand_on(self, told: wire.Told) -> None:
-        if told.status is not None:
-            self._status = told.status
-        for said in told.said:
-            ticket = self._tickets.get(said.number)
-            if ticket is None:
-                continue
-            if said.prompt is not None:
-                ticket.prompt = wire.info_of(said.prompt)
-            if said.finish_reason is not None:
-                self._tickets.pop(said.number, None)
-            ticket.sink(wire.step_of(said, cast("PromptInfo", ticket.prompt), self._facts))
-        for lost in told.lost:
-            ticket = self._tickets.pop(lost.number, None)
-            if ticket is not None:
-                ticket.sink(RequestError(lost.message) if lost.is_request else EngineLostError(lost.message))
+    def _hand_on(self, said: wire.Said) -> None:
+        ticket = self._tickets.get(said.number)
+        if ticket is None:  # nobody listens any more
+            return
+        if said.prompt is not None:
+            ticket.prompt, ticket.command = wire.info_of(said.prompt), None
+        if ticket.prompt is None:
+            raise EngineLostError("expected an answer's first step to tell of its prompt")
+        if said.finish_reason is not None:
+            self._tickets.pop(said.number, None)
+        ticket.sink(wire.step_of(said, ticket.prompt, self._facts))
 
     def _end_process(self) -> int | None:
         """Nothing is left of the process; its exit status."""
         with self._changed:
-            launched = self._launched
-            self._launched = self._connection = None
-            self._status = wire.Status()
-        return launched.end() if launched is not None else None
+            link, self._link = self._link, None
+            self._is_ready, self._status = False, wire.Status()
+        return link.end() if link is not None else None
 
-    def _fail(self, problem: Exception, *, unsent: bool = True) -> None:
-        """End all answers; those that the process has not heard of only where `unsent`."""
+    def _take(self, *, but_untried: bool = False) -> list[_Ticket]:
+        """Let go of all answers; with `but_untried` not of those that another process may be given."""
         with self._changed:
-            failed = {number: ticket for number, ticket in self._tickets.items() if unsent or ticket.command is None}
-            for number in failed:
-                del self._tickets[number]
-        for ticket in failed.values():
+            kept = {number: ticket for number, ticket in self._tickets.items() if but_untried and ticket.command and ticket.tries < TRIES}
+            taken = [ticket for number, ticket in self._tickets.items() if number not in kept]
+            self._tickets = kept
+        return taken
+
+    def _tell(self, tickets: list[_Ticket], problem: Exception) -> None:
+        for ticket in tickets:
             ticket.sink(copy(problem))  # each is raised by itself

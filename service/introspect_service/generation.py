@@ -16,7 +16,7 @@ from introspect_service.signals_json import AnswerJson
 
 
 class Generates(Protocol):
-    """The part of `introspect.async_engine.AsyncEngine` that is used here; `introspect.engine.Engine` has it too."""
+    """The part of `introspect.callers.ManyCallers` that is used here; `introspect.engine.Engine` has it too."""
 
     def generate(self, requests: list[Request]) -> Iterator[StepTrace]:
         """Steps of all requests."""

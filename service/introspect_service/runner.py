@@ -1,7 +1,7 @@
 """Several answers at once: requests wait in a bounded line, their steps are scored, and what they yield goes to the event loop.
 
 One thread begins requests, one scores the steps of all of them. More threads would not make more of it: each would
-wait for Python's one lock, and the engine's thread for each of them.
+wait for Python's one lock, and where the engine computes in this process, its thread for each of them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Listener = Callable[[Progress | Failed], None]
 
 
 class Follows(Protocol):
-    """The part of `AsyncEngine` that is used here."""
+    """The part of `introspect.callers.ManyCallers` that is used here."""
 
     def follow(self, request: Request, sink: Callable[[StepTrace | Exception], None]) -> Callable[[], None]:
         """Run a request; gives what ends it."""

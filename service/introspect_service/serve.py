@@ -54,6 +54,7 @@ class AnnouncingServer(uvicorn.Server):
         while service.runner.running + service.runner.waiting and time.monotonic() < end and not self.force_exit:  # noqa: ASYNC110 - counted by threads
             await asyncio.sleep(_POLL_SECONDS)
         await asyncio.to_thread(service.runner.close)  # what still runs is told that the server stops
+        await asyncio.to_thread(service.backend.engine.close)  # not left to the process's own end, which a signal may bring at once
         service.viewers.stopping.set()
         await super().shutdown(sockets)
 

@@ -1,4 +1,8 @@
-"""What a service and its engine's process tell each other: typed messages in MessagePack, tensors as safetensors, nothing pickled."""
+"""What a service and its engine's process tell each other: typed messages in MessagePack, nothing pickled.
+
+Tensors of a prompt, and what is told once an answer, are safetensors; a token's head statistics are the bytes of their
+four arrays, whose types and shapes both ends know from the model.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ import torch
 from msgspec import Struct
 from numpy.typing import NDArray
 
+from introspect.errors import RequestError
 from introspect.outline import ModelFacts
 from introspect.prompt import EncodedPrompt
 from introspect.types import (
@@ -30,6 +35,7 @@ from introspect.types import (
 )
 from introspect_kernels import INDICES, NUM_SEGMENTS, REALS
 
+_Fields = tuple[str, str, SamplingParams, Budget, bool, bool]
 _PIXELS = "pixels."
 _PROMPT_ARRAYS = ("token_ids", "segments", "image_embedding", "logical", "retention")
 
@@ -158,14 +164,14 @@ def begin(number: int, prompt: EncodedPrompt) -> Begin:
     """A prompt as it is sent.
 
     Raises:
-        TypeError: sampling or budget are of other types than they say.
+        RequestError: the request's fields are of other types than they say, or too large to be sent.
     """
     request = prompt.request
-    for part in (request.sampling, request.budget):
-        try:
-            msgspec.convert(msgspec.to_builtins(part), type(part))
-        except msgspec.ValidationError as problem:
-            raise TypeError(f"{type(part).__name__}: {problem}") from None
+    fields = (request.id, request.question, request.sampling, request.budget, request.signals, request.influence)
+    try:
+        msgspec.msgpack.decode(encode(fields), type=_Fields)
+    except (msgspec.ValidationError, TypeError, OverflowError, UnicodeEncodeError) as problem:
+        raise RequestError(f"the request cannot be sent to the engine: {problem}") from None
     tensors = {"token_ids": prompt.token_ids, "positions": prompt.positions, "segments": torch.from_numpy(prompt.segments)}
     tensors |= {_PIXELS + name: value for name, value in prompt.pixels.items()}
     return Begin(

@@ -176,7 +176,7 @@ def engine_killed(rounds: int) -> list[dict[str, Any]]:
         for _ in range(rounds):
             stop, number = threading.Event(), service.engine_id()
             if number is None:
-                raise ServiceError("the service under test has no process for its engine: expected INTROSPECT_ENGINE to be process")
+                raise ServiceError("expected INTROSPECT_ENGINE to be process: an engine in the service cannot be killed alone")
             thread, done = _load(service, stop)
             time.sleep(1.0)
             os.kill(number, signal.SIGKILL)

@@ -42,6 +42,7 @@ class ServiceProcess:
             [sys.executable, "-c", _COMMAND, "serve", *ports, *options], env=environment, stdout=subprocess.DEVNULL
         )
         self.model = ""
+        self._has_engine = environment.get("INTROSPECT_ENGINE", "process") == "process"
 
     def __enter__(self) -> Self:
         """Wait until it listens.
@@ -80,10 +81,16 @@ class ServiceProcess:
         return round(sum(_memory_mb(number) for number in (self._process.pid, self.engine_id()) if number is not None), 1)
 
     def engine_id(self) -> int | None:
-        """The engine's process, where it has one of its own."""
+        """The engine's process, where it has one of its own.
+
+        Raises:
+            ServiceError: it should have one, and has none.
+        """
         threads = Path(f"/proc/{self._process.pid}/task").glob("*/children")  # of each thread: another one begins another process
         numbers = [number for thread in threads for number in thread.read_text().split()]
         engines = [int(number) for number in numbers if "engine_worker" in Path(f"/proc/{number}/cmdline").read_text()]
+        if not engines and self._has_engine:
+            raise ServiceError("expected the service under test to have a process for its engine, found none")
         return engines[0] if engines else None
 
 
