@@ -119,7 +119,7 @@ class Answer:
         is_end, before = token in loaded.eos_ids, self.text
         is_last = is_end or len(self.tokens) >= self.limit
         stopped = self._extend_text(loaded, is_last=is_last)
-        is_special = is_end or token in loaded.tokenizer.all_special_ids
+        is_special = is_end or token in loaded.special_ids
         step = StepTrace(info, index, position, token, self.text[len(before) :], is_special, stats, heads)
         if is_end and self.forced is None:
             return [step, StepTrace(info, index + 1, position + 1, -1, "", True, None, None, "stop")], True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,11 @@ class LoadedModel:
         """No windows given means none."""
         if not self.windows:
             object.__setattr__(self, "windows", (None,) * self.num_layers)
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """The tokenizer's control tokens."""
+        return frozenset(self.tokenizer.all_special_ids)
 
     @property
     def budgeted(self) -> tuple[int, ...]:

@@ -86,7 +86,7 @@ class EngineProcess(ManyCallers):
         self._tickets: dict[int, _Ticket] = {}
         self._count = 0
         self._status = wire.Status()
-        self._closing = False
+        self._closing = threading.Event()
         self._thread: threading.Thread | None = None
         self._link: Link | None = Link(launched or launch())
         self._is_ready = self._has_told = False
@@ -133,7 +133,8 @@ class EngineProcess(ManyCallers):
     def close(self, seconds: float = 10.0) -> None:
         """End every answer and the process. A later request starts anew."""
         with self._changed:
-            thread, self._closing = self._thread, True
+            thread = self._thread
+            self._closing.set()
             if self._link is not None:
                 self._link.hang_up()
             self._changed.notify_all()
@@ -170,7 +171,7 @@ class EngineProcess(ManyCallers):
             self._link.send(ticket.command[0])
 
     def _start_thread(self) -> None:
-        self._closing = False
+        self._closing.clear()
         self._thread = threading.Thread(target=self._keep, name="introspect-engine", daemon=True)
         _begun.add(self)
         self._thread.start()
@@ -178,18 +179,18 @@ class EngineProcess(ManyCallers):
     def _keep(self) -> None:
         """Keep a process at work until this engine is closed."""
         pause = _SHORTEST_PAUSE
-        while not self._closing:
+        while not self._closing.is_set():
             self._has_told = False
             is_open, problem = self._work()
             status = self._end_process()
-            if self._closing:
+            if self._closing.is_set():
                 break
             logger.error("the engine's process ended (status %s); another one begins", status, exc_info=problem)
             self.restarts += is_open
             self._tell(self._take(but_untried=is_open), problem)
             pause = _SHORTEST_PAUSE if self._has_told else min(2 * pause, _LONGEST_PAUSE)
             with self._changed:
-                self._changed.wait_for(lambda: self._closing or bool(self._tickets), 0 if self._has_told else pause)
+                self._changed.wait_for(lambda: self._closing.is_set() or bool(self._tickets), 0 if self._has_told else pause)
         self._end_process()
         with self._changed:
             self._thread = None
@@ -212,7 +213,7 @@ class EngineProcess(ManyCallers):
         link = Link(launch())
         with self._changed:
             self._link = link
-            if self._closing:
+            if self._closing.is_set():
                 link.hang_up()
         ready = link.open(self._opening)
         if replace(ready.facts, heads_path=None) != replace(self._facts, heads_path=None):
@@ -220,7 +221,7 @@ class EngineProcess(ManyCallers):
 
     def _listen(self) -> None:
         with self._changed:
-            link, self._is_ready = self._link, not self._closing
+            link, self._is_ready = self._link, not self._closing.is_set()
             for ticket in self._tickets.values():
                 self._send(ticket)
         for told in link.told() if link is not None else ():
@@ -230,9 +231,8 @@ class EngineProcess(ManyCallers):
             for said in told.said:
                 self._hand_on(said)
             for lost in told.lost:
-                ticket = self._tickets.pop(lost.number, None)
-                if ticket is not None:
-                    ticket.sink(RequestError(lost.message) if lost.is_request else EngineLostError(lost.message))
+                if (ended := self._tickets.pop(lost.number, None)) is not None:
+                    ended.sink(RequestError(lost.message) if lost.is_request else EngineLostError(lost.message))
 
     def _hand_on(self, said: wire.Said) -> None:
         ticket = self._tickets.get(said.number)
