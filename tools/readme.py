@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -100,7 +101,30 @@ def service_lines() -> str:
         if case["case"] == "latency":
             each = (case["first_token"], case["between_tokens"])
             lines.append(f"| {case['streams']} | " + " | ".join(f"{t['median_ms']:.1f}, {t['p99_ms']:.1f}" for t in each) + " |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *service_loads(cases), "", *service_faults(cases)])
+
+
+def service_loads(cases: list[dict[str, Any]]) -> list[str]:
+    """Tokens a second, and events."""
+    lines = ["| streams | tokens a second, signals and stream on | off |", "|---|---|---|"]
+    for case in (case for case in cases if case["case"] == "throughput"):
+        on, off = (statistics.median(case[f"tokens_per_second_{arm}"]) for arm in ("on", "off"))
+        lines.append(f"| {case['streams']} | {on:.0f} | {off:.0f} |")
+    events = next(case for case in cases if case["case"] == "events to the stream")
+    return [*lines, "", f"Events of {events['tokens_an_event']} tokens to the stream: {events['per_second']:,.0f} a second."]
+
+
+def service_faults(cases: list[dict[str, Any]]) -> list[str]:
+    """What faults under load cost: a line for each time."""
+    lines = ["| under load | answers | failed | events dropped | until all was well, s |", "|---|---|---|---|---|"]
+    for case in cases:
+        for each in case.get("rounds", [case] if "recovery_s" in case else []):
+            name, dropped = (
+                case["case"].removesuffix(" under load"),
+                sum(each["events_dropped"].values()) if "events_dropped" in each else "-",
+            )
+            lines.append(f"| {name} | {each['answers']} | {each['answers_failed']} | {dropped} | {each['recovery_s']:g} |")
+    return lines
 
 
 def kernel_blocks() -> dict[str, str]:
