@@ -119,10 +119,8 @@ def service_faults(cases: list[dict[str, Any]]) -> list[str]:
     lines = ["| under load | answers | failed | events dropped | until all was well, s |", "|---|---|---|---|---|"]
     for case in cases:
         for each in case.get("rounds", [case] if "recovery_s" in case else []):
-            name, dropped = (
-                case["case"].removesuffix(" under load"),
-                sum(each["events_dropped"].values()) if "events_dropped" in each else "-",
-            )
+            name = case["case"].removesuffix(" under load")
+            dropped = sum(each["events_dropped"].values()) if "events_dropped" in each else "-"
             lines.append(f"| {name} | {each['answers']} | {each['answers_failed']} | {dropped} | {each['recovery_s']:g} |")
     return lines
 

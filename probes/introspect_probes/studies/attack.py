@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +23,7 @@ from introspect_probes.probe_set import ProbeSet
 from introspect_probes.published import published_confidence
 from introspect_probes.record import record
 from introspect_probes.reference_fit import answer_streams
+from introspect_probes.studies.filed import file_result, filed
 from introspect_probes.studies.free_running import fit_base, judge
 from introspect_probes.studies.hiding import Hiding, hide
 from introspect_probes.studies.shifts import KINDS, Shift
@@ -76,8 +76,7 @@ def attack(
     out.mkdir(parents=True, exist_ok=True)
     request = {"n": n, "seed": seed, "repeats": repeats, "probe_set": probes.name, "hiding": asdict(plan)}
     paths = {(model, setting): out / f"{model}-{setting}.json" for setting in settings for model in MODELS}
-    found = {key: json.loads(path.read_text(encoding="utf-8")) for key, path in paths.items() if path.exists()}
-    found = {key: result for key, result in found.items() if result["request"] == request}
+    found = {key: result for key, path in paths.items() if (result := filed(path, request)) is not None}
     if len(found) < len(paths):
         hiding = hide(work / "model", plan)
         base = fit_base(traces)
@@ -97,7 +96,7 @@ def attack(
                 "request": request,
                 "provenance": provenance(),
             }
-            path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+            file_result(path, result)
             found[model, setting] = result
     return [found[key] for key in paths]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -25,6 +24,7 @@ from introspect_probes.parts import OUTSIDE_KIND, part_of
 from introspect_probes.probe_set import ProbeSet
 from introspect_probes.published import published_confidence, published_risks, risk_logits
 from introspect_probes.record import record
+from introspect_probes.studies.filed import file_result, filed
 from introspect_probes.studies.shifts import SHIFTS, Shift, get_shift
 from introspect_probes.traces import read_traces
 
@@ -69,7 +69,7 @@ def free_running(
     results = []
     for shift in [get_shift(name) for name in arms]:
         path, folder = out / f"{shift.name}.json", work / shift.name
-        if path.exists() and (found := json.loads(path.read_text(encoding="utf-8")))["request"] == request:
+        if (found := filed(path, request)) is not None:
             results.append(found)
             continue
         base = base or fit_base(traces)
@@ -78,7 +78,7 @@ def free_running(
         test = load_table(t for t in read_traces(folder) if t.steps)
         silent = n - len(test.answers)  # under the tightest budgets an answer may end before its first word
         result = {**judge(shift, probes, base, test), "silent": silent, "request": request, "provenance": provenance()}
-        path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        file_result(path, result)
         results.append(result)
     return results
 

@@ -23,6 +23,7 @@ from introspect.loading import load_model
 from introspect.provenance import provenance
 from introspect_probes.embedded.checkpoints import checkpoint_steps, load_checkpoint_model
 from introspect_probes.errors import ProbesError
+from introspect_probes.studies.filed import file_result, filed
 from introspect_probes.studies.learning_rows import ask
 from introspect_probes.studies.training_runs import training_facts
 from introspect_probes.worlds.cases import Case
@@ -61,7 +62,7 @@ def head_curves(
     results = []
     for run, steps in zip(runs, found_steps, strict=True):
         path = out / f"{run.name}.json"
-        if path.exists() and (found := json.loads(path.read_text(encoding="utf-8")))["request"] == request:
+        if (found := filed(path, request)) is not None:
             results.append(found)
             continue
         result = {
@@ -74,7 +75,7 @@ def head_curves(
             "request": request,
             "provenance": provenance(),
         }
-        path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        file_result(path, result)
         results.append(result)
     return results
 

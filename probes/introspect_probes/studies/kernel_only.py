@@ -8,7 +8,6 @@ function of a head's output, so that neither logits nor hidden states need conta
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from introspect_probes.errors import ProbesError
 from introspect_probes.metrics import weighted_auroc
 from introspect_probes.studies.arms import ARMS, Arm, get_arm
 from introspect_probes.studies.contrast import Contrast, permuted_within
+from introspect_probes.studies.filed import file_result, filed
 from introspect_probes.studies.nested import Choice, choose, scores, standardised
 from introspect_probes.studies.nonlinear import choose_decay, network_scores
 from introspect_probes.studies.recording import FIT_POOLS, TEST_POOL, matched_noise, record_rows
@@ -77,14 +77,14 @@ def kernel_only(
         for arm in chosen:
             path = out / f"{Path(model).name}-{arm.name}.json"
             request = {"test": test, "fit": fit, "seed": seed}
-            if path.exists() and (found := json.loads(path.read_text(encoding="utf-8")))["request"] == request:
+            if (found := filed(path, request)) is not None:
                 results.append(found)
                 continue
             engine = engine or Engine(load_model(model_of(model)))
             result = run_arm(engine, arm, work / Path(model).name, test=test, fit=fit, seed=seed)
             result["model"] |= {"name": Path(model).name} | training_facts(Path(model))
             result |= {"request": request}
-            path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+            file_result(path, result)
             results.append(result)
     return results
 

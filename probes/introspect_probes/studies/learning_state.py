@@ -9,7 +9,6 @@ type, and L that also knows how probable the right word is already.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from introspect_probes.embedded.checkpoints import checkpoint_steps, load_checkp
 from introspect_probes.errors import ProbesError
 from introspect_probes.metrics import ClusterBootstrap, weighted_auroc
 from introspect_probes.studies.contrast import difference, permuted_within
+from introspect_probes.studies.filed import file_result, filed
 from introspect_probes.studies.head_curves import head_curve
 from introspect_probes.studies.learning_rows import Rows, ask, standardised_within
 from introspect_probes.studies.nested import Choice, choose, scores
@@ -96,7 +96,7 @@ def learning_state(
     results = []
     for run in runs:
         path = out / f"{run.name}.json"
-        if path.exists() and (found := json.loads(path.read_text(encoding="utf-8")))["request"] == request:
+        if (found := filed(path, request)) is not None:
             results.append(found)
             continue
         known = [items_of(record_run(r, steps, FIT_POOL, fit, work, seed), steps) for r in runs if r != run]
@@ -112,7 +112,7 @@ def learning_state(
             "request": request,
             "provenance": provenance(),
         }
-        path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        file_result(path, result)
         results.append(result)
     return results
 

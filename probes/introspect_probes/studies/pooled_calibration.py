@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from introspect_probes.dataset import load_table
 from introspect_probes.metrics import probability_metrics
 from introspect_probes.probe_set import ProbeSet
 from introspect_probes.published import published_confidence, published_risks
+from introspect_probes.studies.filed import file_result, filed
 from introspect_probes.studies.shifts import Shift
 from introspect_probes.traces import read_traces
 
@@ -36,8 +36,8 @@ def pooled_calibration(out: Path, probes: ProbeSet, shifts: Sequence[Shift], wor
         The result: `confidence` and `risk` for `USUAL` and `ALL`, as `metrics.probability_metrics` gives them, where such arms are.
     """
     path, asked = out / FILE, {**request, "arms": [shift.name for shift in shifts]}
-    if path.exists() and (found := json.loads(path.read_text(encoding="utf-8")))["request"] == asked:
-        return dict(found)
+    if (found := filed(path, asked)) is not None:
+        return found
     parts = {shift.name: _judged(probes, work / shift.name) for shift in shifts}
     sets = {USUAL: [s.name for s in shifts if s.style is None and s.noise is None], ALL: [s.name for s in shifts]}
     result: dict[str, Any] = {
@@ -46,7 +46,7 @@ def pooled_calibration(out: Path, probes: ProbeSet, shifts: Sequence[Shift], wor
         "request": asked,
         "provenance": provenance(),
     }
-    path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    file_result(path, result)
     return result
 
 
