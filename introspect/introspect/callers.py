@@ -31,7 +31,7 @@ class ManyCallers(ABC):
     last step, its error, or the moment its iterator is closed.
 
     Attributes:
-        restarts: how often what computes had to begin anew because it ended by itself.
+        restarts: how often what computes ended by itself, so that another had to begin.
     """
 
     def __init__(self) -> None:

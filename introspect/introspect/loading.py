@@ -127,7 +127,7 @@ def load_model(
         model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=compute, use_safetensors=True)
         model = model.to(device).eval()
         processor = load_processor(folder, config)
-    except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError) as problem:
+    except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError, RuntimeError, AssertionError) as problem:
         raise ModelLoadError(f"cannot load {name_or_path!r} as an image-text-to-text model: {problem}") from problem
     loaded = prepare(name_or_path, model, processor, fingerprint_of(folder))
     if loaded.device.type == "cpu":

@@ -6,7 +6,7 @@ import numpy as np
 from sklearn.covariance import LedoitWolf
 
 from introspect.types import PromptInfo
-from introspect_probes.domain import Domain, novelty_features, pair_codes, text_tokens
+from introspect_probes.domain import Domain, image_tokens, novelty_features, pair_codes, text_tokens
 from introspect_probes.fitting import fit_logistic
 
 
@@ -23,4 +23,6 @@ def fit_domain(fit: list[PromptInfo], calibration: list[PromptInfo], outside: li
     labels = np.array([1] * len(calibration) + [0] * len(outside), dtype=np.int8)
     weights = np.where(labels == 1, 0.5 / len(calibration), 0.5 / len(outside)) * len(labels)
     probe, _ = fit_logistic(features, labels, np.arange(len(labels)).astype(str), weights=weights, strengths=(1.0,))
-    return Domain(center, whitening, tokens, pairs, probe)
+    bare = [pair_codes(text_tokens(p)) for p in fit if p.image_embedding is None]
+    bare_pairs = np.unique(np.concatenate([pair_codes([]), *bare]))
+    return Domain(center, whitening, tokens, pairs, probe, bare_pairs, max(image_tokens(p) for p in fit))

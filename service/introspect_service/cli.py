@@ -50,6 +50,9 @@ def serve(
     kv_budget: BudgetOption = None,
     heads: HeadsOption = None,
     device: DeviceOption = None,
+    engine: Annotated[
+        str | None, typer.Option("--engine", help="Where the model computes: process or thread.", show_default="process")
+    ] = None,
     redis: Annotated[
         str | None, typer.Option("--redis", help="Where signals are published: embedded, off or redis://...", show_default="embedded")
     ] = None,
@@ -68,7 +71,7 @@ def serve(
     """Serve chat completions with signals; every option is also a variable INTROSPECT_..."""
     settings = _settings(
         model=model, probes=probes, allow_mismatch=allow_mismatch, policy=policy, kv_budget=kv_budget, heads=heads, device=device,
-        redis=redis, redis_port=redis_port, alert_risk=alert_risk, log_format=log_format, host=host, port=port,
+        engine=engine, redis=redis, redis_port=redis_port, alert_risk=alert_risk, log_format=log_format, host=host, port=port,
     )  # fmt: skip
     from introspect_service.embedded_valkey import EmbeddedValkey
     from introspect_service.launching import launch

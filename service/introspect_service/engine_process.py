@@ -185,12 +185,13 @@ class EngineProcess(ManyCallers):
             status = self._end_process()
             if self._closing.is_set():
                 break
-            logger.error("the engine's process ended (status %s); another one begins", status, exc_info=problem)
-            self.restarts += is_open
+            self.restarts += 1
             self._tell(self._take(but_untried=is_open), problem)
-            pause = _SHORTEST_PAUSE if self._has_told else min(2 * pause, _LONGEST_PAUSE)
+            pause, wait = (_SHORTEST_PAUSE, 0.0) if self._has_told else (min(2 * pause, _LONGEST_PAUSE), pause)
+            words = "the engine's process ended (status %s); another one begins in %g s, or when it is asked for"
+            logger.error(words, status, wait, exc_info=problem)
             with self._changed:
-                self._changed.wait_for(lambda: self._closing.is_set() or bool(self._tickets), 0 if self._has_told else pause)
+                self._changed.wait_for(lambda: self._closing.is_set() or bool(self._tickets), wait)
         self._end_process()
         with self._changed:
             self._thread = None
@@ -218,6 +219,7 @@ class EngineProcess(ManyCallers):
         ready = link.open(self._opening)
         if replace(ready.facts, heads_path=None) != replace(self._facts, heads_path=None):
             raise EngineLostError("the model's files have changed since the service was started: start it again")
+        logger.warning("the engine's process is ready again")
 
     def _listen(self) -> None:
         with self._changed:

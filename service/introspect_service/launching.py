@@ -17,7 +17,7 @@ from introspect_service.engine_worker import main
 main(int(sys.argv[1]))
 """
 _NOT_FOR_IT = ("INTROSPECT_API_KEYS", "INTROSPECT_ADMIN_KEY", "INTROSPECT_REDIS")
-_PATIENCE_SECONDS = 5.0
+_PATIENCE_SECONDS = 2.0
 """How long a process may take to end when nobody is at the other end any more."""
 
 

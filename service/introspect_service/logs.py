@@ -42,6 +42,9 @@ def write_json_lines(level: int = logging.INFO) -> None:
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("introspect_service").setLevel(level)
+    transformers = logging.getLogger("transformers")  # it writes its own lines otherwise
+    transformers.handlers.clear()
+    transformers.propagate = True
 
 
 def answer_log(request_id: str, completion_id: str, model: str) -> Listener:

@@ -121,7 +121,7 @@ class _Now(Collector):
         scorer.add_metric([self._probes.active, self._probes.scorer.name or ""], 1)
         yield scorer
         yield from self._drift()
-        restarts = "Processes of the engine that had to be begun because one ended by itself."
+        restarts = "Processes of the engine that ended by themselves, so that another had to begin."
         yield CounterMetricFamily("introspect_engine_restarts", restarts, value=self._engine.restarts)
         yield CounterMetricFamily("introspect_probe_set_changes", "Probe sets made active.", value=self._probes.changes)
         yield CounterMetricFamily("introspect_events_published", "Events that the stream's server confirmed.", value=counters.published)

@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 
 from introspect.engine import Engine
-from introspect.types import Budget, Request
+from introspect.types import Budget, ImagePart, Message, Request, SamplingParams, TextPart
 from introspect_probes.dataset import load_table
+from introspect_probes.domain import Domain
 from introspect_probes.errors import ProbeMismatchError, ProbesError
 from introspect_probes.grammar import WORDS_GRAMMAR
 from introspect_probes.guarantee import Guarantee
 from introspect_probes.probe_set import ProbeSet, load_probe_set
 from introspect_probes.published import published_confidence, published_risks
 from introspect_probes.record import request_of
-from introspect_probes.signals import STRATEGIES
+from introspect_probes.signals import STRATEGIES, AnswerSignal
 from introspect_probes.traces import Trace
 from introspect_probes.training_free import SCORES, TrainingFree
 from introspect_probes.worlds.outside import outside_cases
@@ -81,6 +82,47 @@ def test_questions_of_the_world_are_inside(probes: ProbeSet, engine: Engine) -> 
     cases = list(get_world("digits").cases(40, seed=12, pool="test"))
     inside = [probes.in_domain(next(iter(engine.generate([request_of(c, Budget())]))).prompt) for c in cases]
     assert np.mean(np.array(inside) > 0.5) >= 0.9
+
+
+@pytest.fixture(scope="module")
+def embedded() -> ProbeSet:
+    """The set that is served."""
+    return load_probe_set()
+
+
+def test_a_question_about_a_picture_that_is_not_there_is_outside(embedded: ProbeSet, engine: Engine) -> None:
+    case = next(iter(get_world("digits").cases(1, seed=13, pool="test")))
+    (message,) = request_of(case, Budget()).messages
+    picture = next(part for part in message.parts if isinstance(part, ImagePart))
+
+    def signal(question: str, pictures: int) -> AnswerSignal:
+        parts = (*[picture] * pictures, TextPart(question))
+        return answer(engine, embedded, Request("r", (Message("user", parts),), SamplingParams(max_tokens=24)))
+
+    for question in ("describe everything", "what color is at row 1 column 1 ?", "what is the sum of row 1 ?"):
+        for pictures in (0, 2):
+            said = signal(question, pictures)
+            assert (said.in_domain, said.confidence) == (0.0, 0.0)
+            assert said.note is not None
+            assert said.guarantee is None or not said.guarantee.accepted
+        assert (signal(question, 1).in_domain or 0) > 0.5
+
+
+def test_what_needs_no_picture_is_inside_without_one(embedded: ProbeSet, engine: Engine) -> None:
+    request = Request.ask("r", "where does pabo live ?", context=("pabo lives in tokyo .",))
+    assert (answer(engine, embedded, request).in_domain or 0) > 0.5
+
+
+def test_a_set_from_before_has_no_such_rule(embedded: ProbeSet, engine: Engine) -> None:
+    assert embedded.domain is not None
+    arrays = embedded.domain.arrays()
+    again = Domain.from_arrays(arrays)
+    np.testing.assert_array_equal(again.bare_pairs, embedded.domain.bare_pairs)
+    assert again.image_tokens == embedded.domain.image_tokens == 144
+    before = Domain.from_arrays({name: value for name, value in arrays.items() if name not in ("domain/bare_pairs", "domain/image_tokens")})
+    prompt = next(iter(engine.generate([Request.ask("r", "describe everything")]))).prompt
+    assert again.probability(prompt) == 0.0
+    assert before.probability(prompt) > 0.5
 
 
 def answer(engine: Engine, probes: ProbeSet, request: Request):  # type: ignore[no-untyped-def]

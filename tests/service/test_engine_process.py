@@ -289,9 +289,11 @@ def test_a_closed_engine_ends_its_answers_and_its_process_and_can_begin_again(mo
     engine.close()
 
 
-@pytest.mark.parametrize("changes", [{"model": "./no-such-model"}, {"heads": "no-such-file.json"}], ids=["model", "heads"])
+@pytest.mark.parametrize(
+    "changes", [{"model": "./no-such-model"}, {"heads": "no-such.json"}, {"device": "no-such"}], ids=["model", "heads", "device"]
+)
 def test_what_cannot_be_loaded_is_refused_with_its_own_error(model_folder, changes):
-    with pytest.raises(ModelLoadError if "model" in changes else HeadScoresError, match="no-such"):
+    with pytest.raises(HeadScoresError if "heads" in changes else ModelLoadError, match="no-such"):
         EngineProcess(opening(model_folder, **changes))
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 
 import httpx
 
@@ -49,3 +51,22 @@ def test_an_exception_is_told_by_its_type_and_place_and_never_by_its_words(caplo
     assert (line["event"], line["exception"]) == ("request c-1 failed", "ValueError")
     assert line["at"][-1].startswith("test_logs.py:")
     assert "secret" not in json.dumps(line)
+
+
+OTHERS = """
+import logging
+from transformers.utils import logging as transformers_logging
+from introspect_service.logs import write_json_lines
+transformers_logging.get_logger("transformers.tokenization").warning("before")
+write_json_lines()
+transformers_logging.get_logger("transformers.tokenization").warning("too long")
+logging.getLogger("introspect.scheduler").error("failed")
+"""
+
+
+def test_what_libraries_say_is_a_line_of_json_too():
+    done = subprocess.run([sys.executable, "-c", OTHERS], capture_output=True, text=True, timeout=120, check=True)
+    said = [json.loads(line) for line in done.stderr.splitlines() if "before" not in line]
+    assert [(line["logger"], line["event"]) for line in said] == [
+        ("transformers.tokenization", "too long"), ("introspect.scheduler", "failed"),
+    ]  # fmt: skip
