@@ -144,13 +144,13 @@ class Told(Struct, frozen=True, tag=True):
 def _plain(value: object) -> object:
     if isinstance(value, Path):
         return str(value)
-    raise NotImplementedError(f"{type(value).__name__} cannot be sent")
+    raise TypeError(f"expected plain values, got {type(value).__name__}, which cannot be sent")
 
 
 def _rich(kind: type, value: Any) -> Any:
     if kind is Path:
         return Path(value)
-    raise NotImplementedError(f"{kind.__name__} cannot be received")
+    raise TypeError(f"expected a path, got {kind.__name__}, which cannot be received")
 
 
 _encoder = msgspec.msgpack.Encoder(enc_hook=_plain)

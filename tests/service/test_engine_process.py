@@ -147,7 +147,7 @@ def test_an_error_reaches_only_who_made_it(process):
         process.encode(ask(max_tokens=10_000))
     with pytest.raises(RequestError, match="policy"):
         next(process.generate([ask(budget=Budget("no such policy", entries=8))]))
-    for bad in ({"sampling": wrong}, {"sampling": SamplingParams(seed=1 << 70)}, {"id": 5}):
+    for bad in ({"sampling": wrong}, {"sampling": SamplingParams(seed=1 << 70)}, {"id": 5}, {"id": object()}):
         with pytest.raises(RequestError, match="cannot be sent"):
             next(process.generate([replace(ask(), **bad)]))
     assert not process._tickets
